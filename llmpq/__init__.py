@@ -1,0 +1,30 @@
+"""llmpq: a declarative compiler that runs a language model well on a mixed set of devices."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmpq.cluster import Cluster
+    from llmpq.compiler import CompiledModel, compile, load, plan
+    from llmpq.plan import Plan
+    from llmpq.workload import Batch
+
+__version__ = "0.1.0"
+__all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load", "plan"]
+
+_HOME = {
+    "Batch": "llmpq.workload",
+    "Cluster": "llmpq.cluster",
+    "CompiledModel": "llmpq.compiler",
+    "Plan": "llmpq.plan",
+    "compile": "llmpq.compiler",
+    "load": "llmpq.compiler",
+    "plan": "llmpq.compiler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import llmpq` stays fast and free of torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmpq' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,86 @@
+"""The exception tree: every error that llmpq raises on purpose.
+
+LlmpqError                 exit 1 unless a subclass says otherwise
+├── InputError             exit 2: what the user gave is missing, malformed or unknown
+│   ├── ClusterError       a cluster file, short string or device name
+│   ├── RuleError          a constraint that does not parse; carries the column
+│   ├── TraceError         a model that cannot be traced
+│   └── CheckpointError    a missing, truncated or altered file
+├── InfeasibleError        exit 3: proven that no plan exists; carries the reasons
+├── TimeLimitError         exit 4: no plan found within the time limit
+├── VerifyError            a value that contradicts itself after a pass
+├── PassError              a pass that cannot run where it stands
+├── QuantizationError      a weight that cannot be quantized as asked
+└── BackendError           a backend that cannot run the program; carries the reasons
+
+Messages name the entity, what was found, what was expected and the remedy, in one line.
+"""
+
+from typing import ClassVar
+
+
+class LlmpqWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+class LlmpqError(Exception):
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(LlmpqError):
+    exit_code = 2
+
+
+class ClusterError(InputError):
+    pass
+
+
+class RuleError(InputError):
+    """A constraint that does not parse; `column` counts from 1."""
+
+    def __init__(self, message: str, rule: str, column: int) -> None:
+        super().__init__(f"constraint {rule!r}, column {column}: {message}")
+        self.rule = rule
+        self.column = column
+
+
+class TraceError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class InfeasibleError(LlmpqError):
+    """No plan exists; `reasons` are sentences in the user's words, the first one the most useful."""
+
+    exit_code = 3
+
+    def __init__(self, reasons: tuple[str, ...]) -> None:
+        super().__init__("no plan exists: " + "; ".join(reasons))
+        self.reasons = reasons
+
+
+class TimeLimitError(LlmpqError):
+    exit_code = 4
+
+
+class VerifyError(LlmpqError):
+    pass
+
+
+class PassError(LlmpqError):
+    pass
+
+
+class QuantizationError(LlmpqError):
+    pass
+
+
+class BackendError(LlmpqError):
+    """A backend that cannot run the program; `reasons` says why, one sentence each."""
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(": ".join((message, "; ".join(reasons))) if reasons else message)
+        self.reasons = reasons

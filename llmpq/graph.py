@@ -1,0 +1,137 @@
+"""LayerGraph: a causal language model as embedding, decoder layers and head, without torch."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from llmpq.precision import Precision
+
+Part = Literal["attention", "mlp"]
+FLOAT_BYTES = 2  # bf16 or fp16, the plan's compute dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor that no precision touches: its name in the checkpoint and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One matrix of a layer: y = W x (+ bias), W [out_features, in_features], `name` relative to the layer.
+
+    Linears of one `fusion_group` read the same input and are fused by engines, so they share a precision.
+    `experts` > 1: a 3-D parameter [experts, out, in], of which `active_experts` work on each token.
+    `transposed`: stored [in, out] (GPT-2's Conv1D).
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+    part: Part
+    fusion_group: str
+    transposed: bool = False
+    experts: int = 1
+    active_experts: int = 1
+
+    @property
+    def is_quantizable(self) -> bool:
+        """False for what compressed-tensors checkpoints cannot express: Conv1D and fused 3-D experts stay 16-bit."""
+        return not self.transposed and self.experts == 1
+
+    def weight_bytes(self, precision: Precision) -> int:
+        """Bytes of the weight with its scales, and of the 16-bit bias."""
+        bias = self.out_features * FLOAT_BYTES * self.experts if self.bias else 0
+        if not precision.is_quantized or not self.is_quantizable:
+            return self.experts * self.in_features * self.out_features * FLOAT_BYTES + bias
+        return precision.weight_bytes(self.out_features, self.in_features) + bias
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Heads of one layer; `window` is the length of a sliding window, None for full attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What structurally equal layers have in common; `other_parameters` counts norms, routers and the like."""
+
+    name: str
+    linears: tuple[Linear, ...]
+    other_parameters: int
+    attention: Attention
+
+    @property
+    def is_quantizable(self) -> bool:
+        return any(linear.is_quantizable for linear in self.linears)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token of one sequence."""
+        return 2 * self.attention.num_kv_heads * self.attention.head_dim * FLOAT_BYTES
+
+    @property
+    def parameters(self) -> int:
+        return self.other_parameters + sum(
+            linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in self.linears
+        )
+
+    def weight_bytes(self, precision: Precision) -> int:
+        return self.other_parameters * FLOAT_BYTES + sum(linear.weight_bytes(precision) for linear in self.linears)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGraph:
+    """The outer graph: what stands before the layers, the layers by kind, what stands after them.
+
+    `first` is owned by the first stage (embeddings), `last` by the last (final norm, head). With `tied_head` set, the
+    head's weight is that parameter of `first` and is not in `last`; a last stage elsewhere holds a copy of it.
+    """
+
+    model: str
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    kinds: tuple[LayerKind, ...]
+    layer_kind: tuple[int, ...]
+    layer_names: tuple[str, ...]
+    first: tuple[Parameter, ...]
+    last: tuple[Parameter, ...]
+    head: str
+    tied_head: str | None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layer_kind)
+
+    def kind_of(self, layer: int) -> LayerKind:
+        return self.kinds[self.layer_kind[layer]]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, a tied head counted once."""
+        ends = sum(parameter.size for parameter in self.first + self.last)
+        return ends + sum(self.kinds[kind].parameters for kind in self.layer_kind)
+
+    @property
+    def first_bytes(self) -> int:
+        return sum(parameter.size for parameter in self.first) * FLOAT_BYTES
+
+    def last_bytes(self, with_first: bool) -> int:
+        """Bytes of norm and head; a tied head costs nothing on the device that also holds the embedding."""
+        own = sum(parameter.size for parameter in self.last)
+        copied = [p.size for p in self.first if p.name == self.tied_head] if not with_first else []
+        return (own + sum(copied)) * FLOAT_BYTES
