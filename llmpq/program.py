@@ -1,0 +1,68 @@
+"""Program: the state of a compilation; passes take one and return a new one."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from llmpq.cluster import Cluster
+from llmpq.costs import CostTable
+from llmpq.graph import LayerGraph
+from llmpq.plan import ComputeDtype, Plan
+from llmpq.precision import Precision
+from llmpq.rules import Rule
+from llmpq.sensitivity import SensitivityTable
+from llmpq.workload import Batch
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The quality asked for: a budget in nats per token (`explicit` when the user named it), or theta seconds per nat per token."""
+
+    budget: float | None = 0.01980262729617973  # ln(1.02): --max-ppl-increase 0.02
+    theta: float | None = None
+    explicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for."""
+
+    cluster: Cluster
+    workload: Batch
+    precisions: tuple[Precision, ...]
+    target: Target = Target()
+    rules: tuple[Rule, ...] = ()
+    engine: str = "local"
+    gap: float = 1e-3
+    time_limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything known so far; None where no pass has provided it yet."""
+
+    graph: LayerGraph
+    request: Request
+    compute_dtype: ComputeDtype | None = None
+    costs: CostTable | None = None
+    sensitivity: SensitivityTable | None = None
+    plan: Plan | None = None
+    graph_module: "GraphModule | None" = None
+    stages: "tuple[GraphModule, ...] | None" = None
+    notices: tuple[str, ...] = ()
+
+    def has(self, name: str) -> bool:
+        """Whether `name`, a field that passes provide, is there."""
+        return getattr(self, name) is not None
+
+    def require(self, name: str) -> Any:
+        """The field, which a pass before this one must have provided."""
+        value = getattr(self, name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+
+PROVIDABLE = tuple(field.name for field in fields(Program) if field.default is None)

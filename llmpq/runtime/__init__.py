@@ -1,0 +1,1 @@
+"""The runtime that executes stage modules: schedule, caches, transports, engine."""
