@@ -1,6 +1,7 @@
 """Program: the state of a compilation; passes take one and return a new one."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.cluster import Cluster
@@ -40,11 +41,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """Where indicators look: the model's directory, and the token ids of the calibration text."""
+
+    checkpoint: Path
+    token_ids: tuple[int, ...]
+    text_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Everything known so far; None where no pass has provided it yet."""
 
     graph: LayerGraph
     request: Request
+    calibration: Calibration | None = None
     compute_dtype: ComputeDtype | None = None
     costs: CostTable | None = None
     sensitivity: SensitivityTable | None = None

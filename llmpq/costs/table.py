@@ -1,0 +1,118 @@
+"""CostTable: what the planner is given, by (kind, device, option, phase, micro-batch)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmpq.cluster import Cluster, Device
+from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
+from llmpq.costs.roofline import embedding_latency_s, head_latency_s, layer_latency_s
+from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.plan import ComputeDtype
+from llmpq.precision import Precision
+from llmpq.support import support
+from llmpq.workload import Batch
+
+MicroBatchCells = tuple[tuple[tuple[float | None, ...], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseCosts:
+    """One phase at one micro-batch size (sequences).
+
+    layer_s:  [kind][device][option] seconds; None where the device cannot run the option
+    first_s, last_s: [device] seconds of embedding and of head with sampling
+    hidden_bytes: what crosses a link; activation_bytes: live at once in a stage, `logits_bytes` more where the head is
+    """
+
+    micro_batch: int
+    layer_s: MicroBatchCells
+    first_s: tuple[float, ...]
+    last_s: tuple[float, ...]
+    hidden_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Costs of a graph on the devices of a cluster, devices in the order of the cluster, kinds in that of the graph.
+
+    layer_bytes: [kind][option] weights with scales; kv_bytes: [kind] cache of all sequences
+    """
+
+    devices: tuple[str, ...]
+    options: tuple[str, ...]
+    prefill: tuple[PhaseCosts, ...]
+    decode: tuple[PhaseCosts, ...]
+    layer_bytes: tuple[tuple[int, ...], ...]
+    kv_bytes: tuple[int, ...]
+    first_bytes: int
+    last_bytes: int
+    last_bytes_with_first: int
+    provenance: str
+
+    def phase(self, phase: str, micro_batch: int) -> PhaseCosts:
+        """The costs of "prefill" or "decode" at that micro-batch size, one of the derived ones."""
+        entries = self.prefill if phase == "prefill" else self.decode
+        return next(entry for entry in entries if entry.micro_batch == micro_batch)
+
+
+def micro_batch_sizes(workload: Batch, num_devices: int) -> tuple[tuple[int, int], ...]:
+    """Candidate (prefill, decode) micro-batch sizes: decode splits the batch into 1 .. 2 N, prefill divides decode."""
+    splits = sorted({*range(1, num_devices + 1), 2 * num_devices})
+    decode = sorted({-(-workload.batch_size // k) for k in splits if k <= workload.batch_size}, reverse=True)
+    return tuple((size // part, size) for size in decode for part in (1, 2, 4, 8, 16, 32) if size % part == 0)
+
+
+def derive_costs(
+    graph: LayerGraph, cluster: Cluster, workload: Batch, precisions: tuple[Precision, ...], compute_dtype: ComputeDtype, engine: str
+) -> CostTable:
+    """Every cost that a plan of this graph on this cluster can need, by roofline."""
+    pairs = micro_batch_sizes(workload, len(cluster.devices))
+    middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
+
+    def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
+        return tuple(
+            _phase_costs(graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine)
+            for rows in sorted(set(sizes), reverse=True)
+        )
+
+    return CostTable(
+        devices=tuple(device.name for device in cluster.devices),
+        options=tuple(precision.name for precision in precisions),
+        prefill=phase((p for p, _ in pairs), workload.prompt_len, workload.prompt_len, workload.prompt_len),
+        decode=phase((d for _, d in pairs), 1, middle, workload.kv_len),
+        layer_bytes=tuple(tuple(kind.weight_bytes(precision) for precision in precisions) for kind in graph.kinds),
+        kv_bytes=tuple(kv_cache_bytes(kind, workload) for kind in graph.kinds),
+        first_bytes=graph.first_bytes,
+        last_bytes=graph.last_bytes(with_first=False),
+        last_bytes_with_first=graph.last_bytes(with_first=True),
+        provenance="roofline",
+    )
+
+
+def _phase_costs(
+    graph: LayerGraph,
+    devices: tuple[Device, ...],
+    precisions: tuple[Precision, ...],
+    shape: tuple[int, int, int, int],
+    compute_dtype: ComputeDtype,
+    engine: str,
+) -> PhaseCosts:
+    """`shape`: sequences, new tokens of each, context that time is charged for, longest context that memory must hold."""
+    rows, tokens, context, longest = shape
+
+    def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:
+        if support(engine, device.type, precision).level == "unsupported":
+            return None
+        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine)
+
+    return PhaseCosts(
+        micro_batch=rows,
+        layer_s=tuple(tuple(tuple(cell(kind, device, p) for p in precisions) for device in devices) for kind in graph.kinds),
+        first_s=tuple(embedding_latency_s(device, graph, rows * tokens, compute_dtype) for device in devices),
+        last_s=tuple(head_latency_s(device, graph, rows, compute_dtype) for device in devices),
+        hidden_bytes=rows * tokens * graph.hidden_size * FLOAT_BYTES,
+        activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
+        logits_bytes=logits_bytes(graph, rows),
+    )

@@ -1,0 +1,32 @@
+"""assign-joint: partition, precision of every layer, device order and micro-batches together, by HiGHS."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from llmpq.candidates import orders_are_complete
+from llmpq.plan import Optimality
+from llmpq.planning import make_plan
+from llmpq.program import Program
+from llmpq.search import search_or_explain
+
+
+@dataclass(frozen=True, slots=True)
+class AssignJoint:
+    """`gap` (relative) and `time_limit` (seconds) of the whole search override the request where positive."""
+
+    name: ClassVar[str] = "assign-joint"
+    requires: ClassVar[tuple[str, ...]] = ("costs", "sensitivity")
+    provides: ClassVar[tuple[str, ...]] = ("plan",)
+
+    gap: float = 0.0
+    time_limit: float = 0.0
+
+    def apply(self, program: Program) -> Program:
+        request = program.request
+        request = replace(request, gap=self.gap or request.gap, time_limit_s=self.time_limit or request.time_limit_s)
+        searched = replace(program, request=request)
+        found, budget, notices = search_or_explain(searched)
+        proven = found.proven and orders_are_complete(request.cluster)
+        optimality = Optimality(found.objective, found.bound, proven, "highs")
+        plan = make_plan(searched, found.candidate, found.problem, found.assignment, optimality, budget)
+        return replace(program, plan=plan, notices=program.notices + notices)
