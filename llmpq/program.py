@@ -1,6 +1,6 @@
 """Program: the state of a compilation; passes take one and return a new one."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from llmpq.workload import Batch
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """The quality asked for: a budget in nats per token (`explicit` when the user named it), or theta seconds per nat per token."""
@@ -24,7 +23,6 @@ class Target:
     budget: float | None = 0.01980262729617973  # ln(1.02): --max-ppl-increase 0.02
     theta: float | None = None
     explicit: bool = False
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -39,7 +37,6 @@ class Request:
     gap: float = 1e-3
     time_limit_s: float = 60.0
 
-
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Where indicators look: the model's directory, and the token ids of the calibration text."""
@@ -47,7 +44,6 @@ class Calibration:
     checkpoint: Path
     token_ids: tuple[int, ...]
     text_name: str
-
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -74,6 +70,3 @@ class Program:
         if value is None:
             raise KeyError(name)
         return value
-
-
-PROVIDABLE = tuple(field.name for field in fields(Program) if field.default is None)

@@ -1,0 +1,84 @@
+"""The command line: a lazy group, so that `llmpq --help` imports nothing heavy, and the mapping of errors to exit codes."""
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from llmpq import __version__
+from llmpq.errors import LlmpqError
+from llmpq.suggest import did_you_mean
+
+COMMANDS: dict[str, str] = {
+    "compile": "Plan, quantize and write one shard per device.",
+    "plan": "Decide the same from config.json alone: no weights.",
+    "run": "Generate text with a compiled model.",
+    "eval": "Cross entropy and perplexity of a text.",
+    "verify": "Check a compiled model's files.",
+    "solve": "Solve a bare assignment problem (llmpq-problem-2).",
+    "devices": "Known device types, and the devices of this machine.",
+    "passes": "Known passes.",
+    "backends": "Known backends.",
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when it is called; the help text needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = "list_" + cmd_name if cmd_name in ("passes", "backends", "devices") else cmd_name
+        command: click.Command = import_module(f"llmpq.commands.{module}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; `llmpq --help` lists them")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.version_option(__version__, prog_name="llmpq")
+def cli(debug: bool) -> None:
+    """Compile a language model for a mixed set of devices."""
+
+
+def main() -> None:
+    """Run the command line; errors become one line on stderr and the documented exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = cli.main(arguments, prog_name="llmpq", standalone_mode=False)
+    except LlmpqError as error:
+        code = _report(error, error.exit_code, debug)
+    except click.ClickException as error:
+        code = _report(error, 2, debug)
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = _report("interrupted; nothing half-written was left behind", INTERRUPTED, debug, error)
+    except BrokenPipeError:
+        # whoever read our output has closed it; keep Python from complaining about the same at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _report(error, 2, debug)
+    sys.exit(code or 0)
+
+
+def _report(message: object, code: int, debug: bool, error: BaseException | None = None) -> int:
+    cause = error if error is not None else message
+    if debug and isinstance(cause, BaseException):
+        raise cause
+    text = message.format_message() if isinstance(message, click.ClickException) else str(message)
+    print(f"llmpq: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,23 @@
+"""llmpq backends."""
+
+import click
+from rich.table import Table
+
+from llmpq.commands.list_passes import import_doc
+from llmpq.commands.output import print_json, stdout
+
+
+@click.command("backends")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(as_json: bool) -> None:
+    """Known backends: what executes a compiled model."""
+    from llmpq.backend import BACKENDS, load_backend
+
+    rows = [{"name": name, "summary": import_doc(load_backend(name))} for name in BACKENDS]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("backend", "does")
+    for row in rows:
+        table.add_row(row["name"], row["summary"])
+    stdout().print(table)

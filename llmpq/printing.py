@@ -1,0 +1,120 @@
+"""Canonical text of the values of a compilation: stable, diffable, compared by golden tests."""
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from llmpq.graph import LayerGraph
+from llmpq.plan import Plan, Stage
+from llmpq.program import Program
+from llmpq.sensitivity import SensitivityTable
+from llmpq.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+
+def format_ranges(options: tuple[str, ...], first: int) -> str:
+    """Equal neighbours folded: "0-3 w4a16, 4-11 w8a8"."""
+    parts = []
+    for option, run in groupby(enumerate(options, first), key=lambda item: item[1]):
+        layers = [layer for layer, _ in run]
+        span = str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+        parts.append(f"{span} {option}")
+    return ", ".join(parts)
+
+
+def format_graph(graph: LayerGraph) -> str:
+    """The outer graph: ends, kinds with their linears, and which layer is of which kind."""
+    lines = [
+        f"layer graph {graph.model}: {graph.architecture}, {graph.num_layers} layers, hidden {graph.hidden_size}, "
+        f"vocabulary {graph.vocab_size}, {graph.parameters:,} parameters"
+    ]
+    lines += [f"  first {p.name} {list(p.shape)}" for p in graph.first]
+    for k, kind in enumerate(graph.kinds):
+        attention = kind.attention
+        window = f", window {attention.window}" if attention.window else ""
+        lines.append(f"  kind {k} {kind.name}: {attention.num_heads} heads, {attention.num_kv_heads} kv, head_dim {attention.head_dim}{window}")
+        lines += [
+            f"    {linear.name} [{linear.out_features}, {linear.in_features}]"
+            + (f" x{linear.experts} experts, {linear.active_experts} active" if linear.experts > 1 else "")
+            + (" bias" if linear.bias else "")
+            + (" transposed" if linear.transposed else "")
+            + f" {linear.part} group {linear.fusion_group}"
+            for linear in kind.linears
+        ]
+        lines.append(f"    other parameters {kind.other_parameters:,}")
+    lines.append(f"  layers {format_ranges(tuple(f'kind {k}' for k in graph.layer_kind), 0)}")
+    lines += [f"  last {p.name} {list(p.shape)}" for p in graph.last]
+    if graph.tied_head:
+        lines.append(f"  head {graph.head} tied to {graph.tied_head}")
+    return "\n".join(lines)
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan: workload, stages with their layers and memory, prediction, quality, optimality."""
+    workload, pipeline, prediction = plan.workload, plan.pipeline, plan.prediction
+    lines = [
+        f"plan for {plan.model}: batch {workload.batch_size}, prompt {workload.prompt_len}, generate {workload.gen_len}, {plan.compute_dtype}",
+        f"  micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences",
+    ]
+    for stage, memory in zip(plan.stages, prediction.memory, strict=True):
+        lines.append(f"  {stage.device}: {format_stage(stage)}; {format_bytes(memory.total)} of {format_bytes(memory.capacity)}")
+    lines += [
+        f"  predicted: prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}, "
+        f"{plan.tokens_per_s:.4g} tokens/s ({prediction.provenance})",
+        f"  quality: {format_quality(plan)}",
+        f"  {format_optimality(plan)}",
+    ]
+    return "\n".join(lines)
+
+
+def format_stage(stage: Stage) -> str:
+    return f"layers {format_ranges(stage.options, stage.first_layer)}"
+
+
+def format_quality(plan: Plan) -> str:
+    budget = "no budget" if plan.quality.budget is None else f"budget {plan.quality.budget:.4f}"
+    return f"+{plan.quality.sensitivity:.4f} nats per token, {budget} ({plan.quality.provenance})"
+
+
+def format_optimality(plan: Plan) -> str:
+    optimality = plan.optimality
+    if optimality.bound is None or optimality.gap is None:
+        return f"objective {optimality.objective:.6g} s by {optimality.solver}, a baseline that proves nothing"
+    state = "proven" if optimality.proven else "not proven"
+    return f"objective {optimality.objective:.6g} s by {optimality.solver}, bound {optimality.bound:.6g} s, gap {optimality.gap:.2%} {state}"
+
+
+def format_sensitivity(table: SensitivityTable) -> str:
+    lines = [f"sensitivity by {table.indicator} ({table.provenance}), nats per token"]
+    lines += [
+        f"  layer {i}: " + ", ".join(f"{option} {value:.6f}" for option, value in zip(table.options, row))
+        for i, row in enumerate(table.rows)
+    ]
+    return "\n".join(lines)
+
+
+def format_graph_module(module: "GraphModule") -> str:
+    """One line per fx node: name, operation, target, arguments, and what a pass wrote on it."""
+    return "\n".join(_format_node(node) for node in module.graph.nodes)
+
+
+def _format_node(node: "Node") -> str:
+    arguments = ", ".join([*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())])
+    target = getattr(node.target, "__name__", node.target)
+    note = node.meta.get("llmpq")
+    return f"  {node.name} = {node.op} {target}({arguments})" + (f"  # {note}" if note is not None else "")
+
+
+def format_program(program: Program) -> str:
+    """Everything that is there, in the order in which passes provide it."""
+    parts = [format_graph(program.graph)]
+    if program.sensitivity is not None:
+        parts.append(format_sensitivity(program.sensitivity))
+    if program.plan is not None:
+        parts.append(format_plan(program.plan))
+    if program.stages is not None:
+        parts += [f"stage {i}\n{format_graph_module(stage)}" for i, stage in enumerate(program.stages)]
+    elif program.graph_module is not None:
+        parts.append(f"graph\n{format_graph_module(program.graph_module)}")
+    return "\n".join(parts)
