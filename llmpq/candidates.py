@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from llmpq.cluster import Cluster, Device
-from llmpq.costs import CostTable
+from llmpq.costs import CostTable, PhaseCosts
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.graph import LayerGraph
-from llmpq.problem import Problem, StageCosts
+from llmpq.problem import Problem, EndCost
 from llmpq.program import Program
 from llmpq.rules import RuleContext
 from llmpq.sensitivity import SensitivityTable
@@ -105,16 +105,13 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     activations = max(prefill.activation_bytes, decode.activation_bytes)
     logits = max(prefill.logits_bytes, decode.logits_bytes)
     head = costs.last_bytes_with_first if alone else costs.last_bytes
-    layer_bytes = tuple(
-        tuple(tuple(weights + costs.kv_bytes[k] for weights in costs.layer_bytes[k]) for _ in order) for k in range(len(graph.kinds))
-    )
     return Problem(
         options=costs.options,
         devices=tuple(costs.devices[j] for j in order),
         layer_kind=graph.layer_kind,
         prefill_s=tuple(tuple(cells[j] for j in order) for cells in prefill.layer_s),
         decode_s=tuple(tuple(cells[j] for j in order) for cells in decode.layer_s),
-        layer_bytes=layer_bytes,
+        layer_bytes=_layer_bytes(costs, decode, order),
         first_stage=_ends(prefill.first_s, decode.first_s, costs.first_bytes, order),
         last_stage=_ends(prefill.last_s, decode.last_s, head + logits, order),
         link_prefill_s=_links(cluster, order, prefill.hidden_bytes, candidate.prefill_micro_batch),
@@ -133,8 +130,21 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     )
 
 
-def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int, order: tuple[int, ...]) -> StageCosts:
-    return StageCosts(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), tuple(nbytes for _ in order))
+def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: tuple[int, ...]) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
+    """[kind][device][option]: weights and the cache of all sequences; None where the device cannot run the option."""
+    return tuple(
+        tuple(
+            tuple(
+                None if cell is None else weights + costs.kv_bytes[k] for cell, weights in zip(phase.layer_s[k][j], costs.layer_bytes[k])
+            )
+            for j in order
+        )
+        for k in range(len(costs.kv_bytes))
+    )
+
+
+def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int, order: tuple[int, ...]) -> EndCost:
+    return EndCost(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), tuple(nbytes for _ in order))
 
 
 def _links(cluster: Cluster, order: tuple[int, ...], hidden_bytes: int, rows: int) -> tuple[tuple[float, ...], ...]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
 from llmpq.planning import make_plan
-from llmpq.problem import Problem
+from llmpq.problem import Cells, Problem
 from llmpq.program import Program
 from llmpq.search import Found, search
 
@@ -37,7 +37,10 @@ def _best_uniform(program: Program, option: int, budget: float | None) -> Found 
 def only_option(problem: Problem, option: int) -> Problem:
     """The problem with every other option unsupported."""
 
-    def keep(cells: tuple[tuple[tuple[float | None, ...], ...], ...]) -> tuple[tuple[tuple[float | None, ...], ...], ...]:
+    def keep(cells: Cells) -> Cells:
         return tuple(tuple(tuple(cell if b == option else None for b, cell in enumerate(row)) for row in kind) for kind in cells)
 
-    return replace(problem, prefill_s=keep(problem.prefill_s), decode_s=keep(problem.decode_s))
+    layer_bytes = tuple(
+        tuple(tuple(cell if b == option else None for b, cell in enumerate(row)) for row in kind) for kind in problem.layer_bytes
+    )
+    return replace(problem, prefill_s=keep(problem.prefill_s), decode_s=keep(problem.decode_s), layer_bytes=layer_bytes)

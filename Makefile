@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENGINES := .engines
+TORCH := torch==2.13.0
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint types wheel engines test-engines clean
+
+# torch first, at a fixed version: an open range fetches a CUDA build of several gigabytes.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not engines"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+wheel: $(STAMP)
+	bash .ci/wheel
+
+# vLLM in an environment of its own: it pins another transformers and compressed-tensors.
+$(ENGINES)/.installed: .ci/engines
+	bash .ci/engines $(ENGINES) $(PYTHON)
+	touch $@
+
+engines: $(ENGINES)/.installed
+
+test-engines: $(STAMP) $(ENGINES)/.installed
+	$(BIN)/python -m pytest -m engines -rA
+
+clean:
+	rm -rf $(VENV) $(ENGINES) build dist out *.egg-info

@@ -1,0 +1,145 @@
+"""The house: import floors, cycles, packaging, the map of modules."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS: dict[str, int] = {
+    **dict.fromkeys(("errors", "units", "suggest", "precision", "graph", "workload", "devices", "cluster", "support"), 0),
+    **dict.fromkeys(
+        ("plan", "serialize", "sensitivity", "costs", "problem", "rules", "solver", "candidates", "planning", "search")
+        + ("program", "verify", "printing", "evaluation", "generation", "annotation", "loadable_engines"),
+        1,
+    ),
+    **dict.fromkeys(
+        ("passmanager", "backend", "ops", "quantization", "packing", "tensor_file", "checkpoint", "shards", "manifest")
+        + ("quantization_config", "quantized_linear", "reference", "indicators"),
+        2,
+    ),
+    **dict.fromkeys(("frontend", "tracing", "layer_graph", "models", "passes", "runtime"), 3),
+    "backends": 4,
+    **dict.fromkeys(("compiler", "commands", "cli", "__main__", "__init__"), 5),
+}
+COLUMNS = {"passes": "lowering", "frontend": "lowering", "tracing": "lowering", "layer_graph": "lowering", "models": "lowering"}
+
+
+def sources() -> dict[str, Path]:
+    """Module name -> file, `passes` and `backends` under the names they install as."""
+    found = {}
+    for folder, package in (("llmpq", "llmpq"), ("passes", "llmpq.passes"), ("backends", "llmpq.backends")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if folder == "llmpq" and path.relative_to(ROOT / "llmpq").parts[0] in ("passes", "backends"):
+                continue
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def piece(module: str) -> str:
+    """The first name below llmpq: the unit that has a floor."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path, *, everywhere: bool) -> set[str]:
+    """llmpq modules imported by a file: at its top, or anywhere but under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "llmpq":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in SOURCES else node.module)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "llmpq"}
+    return found
+
+
+def test_every_module_stands_on_a_known_floor() -> None:
+    assert {piece(module) for module in SOURCES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_imports_point_down(module: str) -> None:
+    here = piece(module)
+    for imported in imports(SOURCES[module], everywhere=True):
+        there = piece(imported)
+        if there == "__init__":
+            continue  # llmpq itself holds only the version and lazy names
+        assert FLOORS[there] <= FLOORS[here], f"{module} (floor {FLOORS[here]}) imports {imported} (floor {FLOORS[there]})"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_passes_and_runtime_never_see_each_other(module: str) -> None:
+    seen = {piece(imported) for imported in imports(SOURCES[module], everywhere=True)}
+    if piece(module) in COLUMNS:
+        assert not seen & {"runtime"}, f"{module} imports the runtime"
+    if piece(module) in ("runtime", "backends"):
+        assert not seen & set(COLUMNS), f"{module} imports {seen & set(COLUMNS)}"
+
+
+def test_there_is_no_import_cycle() -> None:
+    edges = {module: imports(path, everywhere=True) & set(SOURCES) - {module} for module, path in SOURCES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"import cycle: {' -> '.join((*trail[trail.index(module) :], module))}"
+        if module not in done:
+            for imported in sorted(edges[module]):
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module, ())
+
+
+def test_packages_folders_and_links_agree() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {module for module, path in SOURCES.items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == folders
+    for name in ("passes", "backends"):
+        link = ROOT / "llmpq" / name
+        assert link.is_symlink()
+        assert str(link.readlink()) == f"../{name}"
+        assert setuptools["package-dir"][f"llmpq.{name}"] == name
+
+
+def test_absolute_names_are_used_for_passes_and_backends() -> None:
+    for path in (*SOURCES.values(), *sorted((ROOT / "tests").glob("*.py"))):
+        assert not re.search(r"^\s*(from|import) (passes|backends)\b", path.read_text(), re.M), path
+
+
+def test_the_map_of_modules_is_true() -> None:
+    listed = set(re.findall(r"^- `((?:llmpq|passes|backends)/[\w/]+\.py)`: \S", (ROOT / "docs/architecture.md").read_text(), re.M))
+    there = {str(path.relative_to(ROOT)) for path in SOURCES.values() if path.name != "__init__.py"}
+    assert listed == there, f"missing in the map: {sorted(there - listed)}; no longer there: {sorted(listed - there)}"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_files_and_functions_stay_small(module: str) -> None:
+    text = SOURCES[module].read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            assert node.end_lineno - node.lineno < 60, f"{module}.{node.name}"
+
+
+def test_module_docstrings_are_one_line_nouns() -> None:
+    for module, path in SOURCES.items():
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        assert doc, f"{module} has no docstring"
