@@ -1,0 +1,77 @@
+"""QuantizedWeight: a weight as signed integer codes and scales, and rounding to nearest that makes one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmpq.errors import QuantizationError
+from llmpq.precision import Precision
+
+ACTIVATION_MAX = 127  # vLLM's dynamic per-token int8: scale = absmax / 127
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """codes [out_features, in_features] int8 in [-2^(b-1), 2^(b-1)), scale [out_features, in_features / group] float."""
+
+    precision: Precision
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def group_size(self) -> int:
+        return self.codes.shape[1] // self.scale.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """codes * scale, [out_features, in_features]; exact in fp32, rounded once to a narrower `dtype`."""
+        grouped = self.codes.view(*self.scale.shape, -1).to(torch.float32)
+        return grouped.mul_(self.scale.to(torch.float32).unsqueeze(-1)).flatten(1).to(dtype)
+
+
+def quantize(weight: Tensor, precision: Precision, scale_dtype: torch.dtype = torch.bfloat16) -> QuantizedWeight:
+    """Round to nearest on a symmetric grid, one scale per group of columns (weight-only) or per row (w8a8).
+
+    weight: [out_features, in_features], float and finite.
+    scale = absmax / ((2^b - 1) / 2), as compressed-tensors has it, rounded to `scale_dtype` before the codes are
+    chosen, so that they are the nearest ones for the scale that is stored. Error: at most half a scale, for the largest
+    positive values up to half a scale more than that rounding took away. Rows of zeros get the smallest normal scale.
+    Raises QuantizationError for a weight that is not a finite float matrix, or whose scale `scale_dtype` cannot hold.
+    """
+    _require_matrix(weight, precision)
+    group_size = precision.group_size_for(weight.shape[1])
+    grouped = weight.detach().to(torch.float32).reshape(weight.shape[0], -1, group_size)
+    scale = _scale(grouped.abs().amax(dim=-1), precision.num_bits, scale_dtype)
+    half = 2 ** (precision.num_bits - 1)
+    codes = (grouped / scale.to(torch.float32).unsqueeze(-1)).round_().clamp_(-half, half - 1)
+    return QuantizedWeight(precision, codes.flatten(1).to(torch.int8), scale)
+
+
+def _require_matrix(weight: Tensor, precision: Precision) -> None:
+    if precision.kind != "int":
+        raise QuantizationError(f"precision {precision.name!r} has no integer codes; choose w8a8, w8a16, w4a16 or w3a16")
+    if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
+        raise QuantizationError(f"found a weight {list(weight.shape)} of {weight.dtype}, expected a float matrix [out, in]")
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise QuantizationError(f"the weight holds {bad} values that are NaN or infinite; repair the source checkpoint")
+
+
+def _scale(absmax: Tensor, num_bits: int, dtype: torch.dtype) -> Tensor:
+    """[out, groups] in `dtype`, positive and finite."""
+    scale: Tensor = (absmax / ((2**num_bits - 1) / 2)).to(dtype)
+    if not bool(torch.isfinite(scale).all()):
+        raise QuantizationError(f"values up to {float(absmax.max()):.3g} need a scale beyond {dtype}; use bfloat16")
+    return scale.clamp(min=torch.finfo(dtype).tiny)
+
+
+def quantize_activation_per_token(x: Tensor) -> Tensor:
+    """`x` rounded to 8 bits, symmetric, one dynamic scale per token (last dimension), in x's dtype.
+
+    scale = absmax / 127 in fp32: what vLLM's int8 kernels do. compressed-tensors in transformers divides by 127.5 in the
+    model's dtype instead, so the two differ by rounding noise.
+    """
+    wide = x.to(torch.float32)
+    scale = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded: Tensor = (wide / scale).round().clamp(-ACTIVATION_MAX - 1, ACTIVATION_MAX) * scale
+    return rounded.to(x.dtype)
