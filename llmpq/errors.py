@@ -12,6 +12,7 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 ├── PassError              a pass that cannot run where it stands
 ├── QuantizationError      a weight that cannot be quantized as asked
 └── BackendError           a backend that cannot run the program; carries the reasons
+    └── PeerError          exit 75 in a stage's process that lost another stage; its launcher names that one and exits 1
 
 Messages name the entity, what was found, what was expected and the remedy, in one line.
 """
@@ -84,3 +85,9 @@ class BackendError(LlmpqError):
     def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
         super().__init__(": ".join((message, "; ".join(reasons))) if reasons else message)
         self.reasons = reasons
+
+
+class PeerError(BackendError):
+    """Another stage's process died, hung or is unreachable; its own exit code keeps it apart from the cause."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h

@@ -18,14 +18,22 @@ class KvCache:
     """
 
     def __init__(
-        self, layers: Mapping[int, Attention], batch_size: int, max_len: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        layers: Mapping[int, Attention],
+        batch_size: int,
+        max_len: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.length = 0
         self.max_len = max_len
         self._entries: dict[int, tuple[Tensor, Tensor]] = {}
         for layer, attention in layers.items():
             shape = (batch_size, attention.num_kv_heads, max_len, attention.head_dim)
-            self._entries[layer] = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            self._entries[layer] = (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
 
     def rows(self, start: int, stop: int) -> "KvCache":
         """The sequences [start, stop) as a cache of their own that shares this one's memory and starts at its length."""
@@ -52,3 +60,13 @@ class KvCache:
     @property
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self._entries.values())
+
+
+class PassingCache(KvCache):
+    """A cache of nothing, for passes over whole sequences: attention sees the keys and values of this pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 0, 0, torch.float32)
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key, value

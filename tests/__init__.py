@@ -1,0 +1,1 @@
+"""Tests mirror modules; helpers that several share are modules of this package."""
