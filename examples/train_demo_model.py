@@ -35,6 +35,7 @@ END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 2048
 SPLITS = ("calibrate", "tune", "report")
 TEXT_BYTES = 96 * 1024
+FILE_BYTES = 8 * 1024  # of each held-out file, so that no single one dominates a text
 SKIPPED = ("site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__", "lib2to3", "turtledemo")
 RULE = re.compile(r"^\s*#?\s*([-=*#~_+.])\1{3,}")
 TABLE = re.compile(r"^\s*[\[({]*\s*(0x[0-9a-fA-F]+|b?['\"][^'\"]{0,12}['\"]|-?\d+)\s*[,:]")
@@ -65,7 +66,7 @@ def corpus() -> tuple[list[str], dict[str, str]]:
             continue
         bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 24
         (held_out[SPLITS[bucket]] if bucket < len(SPLITS) else training).append(text)
-    return training, {name: "\n".join(texts)[:TEXT_BYTES] for name, texts in held_out.items()}
+    return training, {name: "\n".join(text[:FILE_BYTES] for text in texts)[:TEXT_BYTES] for name, texts in held_out.items()}
 
 
 def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:

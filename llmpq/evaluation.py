@@ -34,8 +34,14 @@ def windows(num_tokens: int, window: int = WINDOW) -> Iterator[tuple[int, int, i
         start, scored = start + stride, stop
 
 
-def evaluate_text(token_ids: Sequence[int], log_probs: LogProbs, against: LogProbs | None = None, window: int = WINDOW) -> Evaluation:
-    """Token-weighted means over sliding windows. Raises InputError for a text of fewer than two tokens."""
+def evaluate_text(
+    token_ids: Sequence[int],
+    log_probs: LogProbs,
+    against: LogProbs | None = None,
+    window: int = WINDOW,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Token-weighted means over sliding windows; `advance(tokens done)` after each. InputError for fewer than two tokens."""
     if len(token_ids) < 2:
         raise InputError(f"the text has {len(token_ids)} tokens; at least 2 are needed")
     import torch
@@ -49,5 +55,6 @@ def evaluate_text(token_ids: Sequence[int], log_probs: LogProbs, against: LogPro
         if against is not None:
             reference = against(ids)[scored - 1 - start : stop - 1 - start]
             divergence += float((reference.exp() * (reference - predicted)).sum(dtype=torch.float64))
+        advance(stop)
     tokens = len(token_ids) - 1
     return Evaluation(loss / tokens, exp(loss / tokens), tokens, divergence / tokens if against is not None else None)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from llmpq.candidates import Candidate, build_problem, candidates, rule_context
 from llmpq.errors import InfeasibleError, TimeLimitError
-from llmpq.problem import Assignment, Problem
+from llmpq.problem import Assignment, Problem, Row
 from llmpq.program import Program
-from llmpq.rules import Row
+from llmpq.rules import rule_rows
 from llmpq.solver.explain import explain_infeasible
 from llmpq.solver.milp import least_sensitivity, relaxation_bound, shortage, solve
 
@@ -29,8 +29,7 @@ class Found:
 
 def rows_of(program: Program, candidate: Candidate) -> tuple[Row, ...]:
     """The user's rules as linear rows over this candidate."""
-    context = rule_context(program, candidate)
-    return tuple(row for rule in program.request.rules for row in rule.rows(context))
+    return rule_rows(program.request.rules, rule_context(program, candidate))
 
 
 def search(

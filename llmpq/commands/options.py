@@ -1,9 +1,18 @@
-"""Options that `compile` and `plan` share, and the Settings that they become."""
+"""Options that `compile` and `plan` share, and what they become."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+
+from llmpq.errors import InputError
+from llmpq.options import PlanningOptions
+from llmpq.passmanager import PASSES, Observer, Pass
+from llmpq.printing import format_program
+from llmpq.program import Program
+from llmpq.suggest import did_you_mean
+from llmpq.workload import Batch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,3 +42,36 @@ def planning_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """The values of the shared options, as the compiler takes them."""
+
+    cluster: str
+    workload: Batch
+    options: PlanningOptions
+    observer: Observer
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> "Planning":
+        options = {name: value for name, value in values.items() if name in PlanningOptions.__annotations__}
+        return Planning(
+            cluster=values["cluster"],
+            workload=Batch(values["batch_size"], values["prompt_len"], values["gen_len"]),
+            options=PlanningOptions(time_limit_s=values["time_limit"], **options),
+            observer=printer(values["print_after"]),
+        )
+
+
+def printer(names: tuple[str, ...]) -> Observer:
+    """An observer that prints the program on stderr after the passes named (`all`: after each)."""
+    for name in names:
+        if name != "all" and name not in PASSES:
+            raise InputError(f"--print-after {name!r}: no such pass{did_you_mean(name, PASSES)}; `llmpq passes` lists them")
+
+    def observe(done: Pass, program: Program) -> None:
+        if done.name in names or "all" in names:
+            click.echo(f"== after {done.name}\n{format_program(program)}", err=True)
+
+    return observe

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.printing import format_optimality, format_quality, format_stage
-from llmpq.program import Program
 from llmpq.serialize import to_json
 from llmpq.units import format_bytes, format_seconds
 
@@ -68,10 +67,9 @@ def _memory_cells(memory: DeviceMemory) -> tuple[str, ...]:
     return tuple(format_bytes(term) for term in terms)
 
 
-def print_plan(program: Program) -> None:
-    """The plan for people."""
-    plan: Plan = program.require("plan")
-    for text in (*program.request.cluster.notices, *program.notices):
+def print_plan(plan: Plan, notices: tuple[str, ...]) -> None:
+    """The plan for people; notices on stderr."""
+    for text in notices:
         notice(text)
     console, prediction, pipeline = stdout(), plan.prediction, plan.pipeline
     console.print(plan_table(plan))

@@ -1,0 +1,37 @@
+"""llmpq compile."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmpq.commands.options import Planning, planning_options
+from llmpq.commands.output import print_json, print_plan, progress, stdout
+
+
+@click.command("compile")
+@click.argument("model")
+@planning_options
+@click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default.")
+@click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
+def command(model: str, out: Path, calibration: str | None, as_json: bool, **values: Any) -> None:
+    """Plan, quantize and write MODEL as one shard per device."""
+    from llmpq.compiler import compile
+
+    planning = Planning.of(values)
+    with progress() as advance:
+        compiled = compile(
+            model,
+            planning.cluster,
+            planning.workload,
+            out=out,
+            observe=planning.observer,
+            progress=advance,
+            calibration=calibration,
+            **planning.options,
+        )
+    if as_json:
+        print_json(compiled.plan)
+        return
+    print_plan(compiled.plan, compiled.notices)
+    stdout().print(f"written         {out}; next: llmpq verify {out}, llmpq run {out} --prompt TEXT")

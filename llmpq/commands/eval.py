@@ -1,0 +1,51 @@
+"""llmpq eval."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmpq.commands.output import print_json, progress, stdout
+
+if TYPE_CHECKING:
+    from llmpq.evaluation import LogProbs
+
+
+@click.command("eval")
+@click.argument("model")
+@click.option("--text", required=True, help="A text file, or one of the bundled texts: calibrate, tune, report.")
+@click.option("--against", help="Another model or compiled output: adds the divergence from it (kl, nats per token).")
+@click.option("--window", type=int, default=512, show_default=True, help="Tokens of a window; it moves by half of that.")
+@click.option("--max-tokens", type=int, help="Only the first tokens of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(model: str, text: str, against: str | None, window: int, max_tokens: int | None, as_json: bool) -> None:
+    """Cross entropy and perplexity of MODEL (a compiled output or an original model) over a text."""
+    from llmpq.evaluation import evaluate_text
+    from llmpq.models import read_text
+
+    content, name = read_text(text)
+    scorer, tokenizer = _scorer(model)
+    other = _scorer(against)[0] if against is not None else None
+    token_ids = tokenizer.encode(content)[:max_tokens]
+    with progress() as advance:
+        result = evaluate_text(token_ids, scorer, other, window, lambda done: advance(f"eval {model}", done, len(token_ids)))
+    if as_json:
+        print_json(result)
+        return
+    line = f"{model} on {name}: cross entropy {result.cross_entropy:.4f} nats per token, perplexity {result.perplexity:.3f}, {result.tokens} tokens"
+    stdout().print(line + ("" if result.kl is None else f", kl {result.kl:.4f} from {against}"))
+
+
+def _scorer(model: str) -> "tuple[LogProbs, Any]":
+    """Log-probabilities by our stages for a compiled output, by transformers for any other model; and the tokenizer."""
+    from llmpq.manifest import is_output
+
+    if is_output(Path(model)):
+        from llmpq.compiled import load
+
+        compiled = load(model)
+        return compiled.log_probs, compiled.tokenizer
+    from llmpq.original import OriginalModel
+
+    original = OriginalModel.load(model)
+    return original.log_probs, original.tokenizer

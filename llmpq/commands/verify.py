@@ -1,0 +1,29 @@
+"""llmpq verify."""
+
+from pathlib import Path
+
+import click
+
+from llmpq.commands.output import print_json, stdout
+from llmpq.units import format_bytes
+
+
+@click.command("verify")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(out: Path, as_json: bool) -> None:
+    """Check the files of OUT against its manifest, their tensors against the plan, and every stage by a numerical smoke test."""
+    from llmpq.compiled import load
+    from llmpq.manifest import verify
+
+    manifest = verify(out)
+    checked = load(out).smoke_test()
+    if as_json:
+        print_json({"files": manifest.files, "engines": manifest.engines, "smoke_test": checked})
+        return
+    total = sum(entry.bytes for entry in manifest.files.values())
+    console = stdout()
+    console.print(f"{out}: {len(manifest.files)} files, {format_bytes(total)}: names, sizes and checksums as in the manifest")
+    console.print(f"tensors of {len(checked)} stages as in the plan; every stage computed finite numbers")
+    for engine, reason in manifest.engines.items():
+        console.print(f"  {engine}: {'loads it' if reason is True else reason}")

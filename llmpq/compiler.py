@@ -1,0 +1,124 @@
+"""The compiler: from model, cluster and workload to a plan, and on to a compiled model on disk that generates."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from llmpq.checkpoint import Checkpoint
+from llmpq.cluster import Cluster
+from llmpq.compiled import CompiledModel, load
+from llmpq.errors import InputError
+from llmpq.models import ModelSource, calibration_text, resolve, trace_source
+from llmpq.options import Options, PlanningOptions
+from llmpq.passmanager import Observer, parse_pipeline, run_passes
+from llmpq.precision import parse_precisions
+from llmpq.program import Calibration, Program, Request
+from llmpq.rules import parse_rules
+from llmpq.sensitivity import SensitivityTable
+from llmpq.serialize import loads
+from llmpq.shards import Progress, write_shards
+from llmpq.support import engines
+from llmpq.suggest import did_you_mean
+from llmpq.versions import library_versions
+from llmpq.workload import Batch
+
+__all__ = ["CompiledModel", "compile", "load", "plan"]
+
+
+def plan(
+    model: Any, cluster: Cluster | str | Path, workload: Batch, *, observe: Observer | None = None, **options: Unpack[PlanningOptions]
+) -> Program:
+    """Decide, from the configuration alone: nothing is downloaded but config.json, no weight is read.
+
+    model: directory, hub id, `demo`, a bundled configuration's name, or a transformers nn.Module.
+    Returns the program, whose `plan` is the decision. Raises InfeasibleError with reasons when there is none.
+    """
+    return _plan(resolve(model, weights=False), cluster, workload, Options(**options), observe)
+
+
+def compile(
+    model: Any,
+    cluster: Cluster | str | Path,
+    workload: Batch,
+    *,
+    out: str | Path | None = None,
+    observe: Observer | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[PlanningOptions],
+) -> CompiledModel:
+    """Plan, quantize and write one shard per stage to `out` (a temporary directory, removed with the result, by default)."""
+    started = time.perf_counter()
+    source = resolve(model, weights=True)
+    if source.directory is None:
+        raise InputError(f"model {source.name!r} is a configuration without weights; `plan` takes it, `compile` needs a directory or hub id")
+    checkpoint = Checkpoint.open(source.directory)
+    program = _plan(source, cluster, workload, Options(**options), observe)
+    planned = time.perf_counter()
+    directory, keep = _output(out)
+    build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
+    write_shards(directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, progress=progress)
+    return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
+
+
+def _output(out: str | Path | None) -> tuple[Path, Any]:
+    """The directory to write, and the temporary directory that must outlive the compiled model, if one was made."""
+    if out is not None:
+        return Path(out), None
+    from tempfile import TemporaryDirectory
+
+    keep = TemporaryDirectory(prefix="llmpq-")
+    return Path(keep.name) / "out", keep
+
+
+def _plan(source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None) -> Program:
+    if options.engine not in engines():
+        raise InputError(f"engine {options.engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(options.engine, engines())}")
+    request = Request(
+        cluster=cluster if isinstance(cluster, Cluster) else Cluster.load(cluster),
+        workload=workload,
+        precisions=parse_precisions(options.precisions),
+        target=options.target,
+        rules=parse_rules(tuple(options.constraints)),
+        engine=options.engine,
+        gap=options.gap,
+        time_limit_s=options.time_limit_s,
+    )
+    graph_module, graph = trace_source(source)
+    if workload.kv_len > graph.max_positions:
+        raise InputError(
+            f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} needs {workload.kv_len} positions; "
+            f"{graph.model} has {graph.max_positions}"
+        )
+    program = Program(graph, request, graph_module=graph_module, calibration=_calibration(source, options))
+    if options.sensitivity is not None:
+        program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
+    passes = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}},{options.assign}")
+    return run_passes(program, passes, observe)
+
+
+def _calibration(source: ModelSource, options: Options) -> Calibration | None:
+    if source.directory is None or options.indicator == "prior" or options.sensitivity is not None:
+        return None
+    text, name = calibration_text(options.calibration)
+    from llmpq.models import load_tokenizer
+
+    token_ids: Sequence[int] = load_tokenizer(source.directory).encode(text)
+    return Calibration(source.directory, tuple(token_ids), name)
+
+
+def _read_sensitivity(path: Path, program: Program) -> SensitivityTable:
+    """The table of a file, checked against the model and reordered to the request's precisions."""
+    if not path.is_file():
+        raise InputError(f"sensitivity file {path} does not exist; `llmpq plan --json` of an earlier run or an indicator makes one")
+    table = loads(SensitivityTable, path.read_text(), str(path))
+    wanted = tuple(precision.name for precision in program.request.precisions)
+    missing = [name for name in wanted if name not in table.options]
+    if missing or len(table.rows) != program.graph.num_layers:
+        raise InputError(
+            f"{path}: has {len(table.rows)} layers and options {', '.join(table.options)}; "
+            f"expected {program.graph.num_layers} layers and {', '.join(wanted)}"
+        )
+    columns = [table.options.index(name) for name in wanted]
+    return replace(table, options=wanted, rows=tuple(tuple(row[c] for c in columns) for row in table.rows))

@@ -1,0 +1,70 @@
+"""Options: what a plan can be asked for beside model, cluster and workload."""
+
+from dataclasses import dataclass
+from math import log1p
+from os import PathLike
+from typing import TypedDict
+
+from llmpq.errors import InputError
+from llmpq.program import Target
+
+
+class PlanningOptions(TypedDict, total=False):
+    """The keyword arguments of `llmpq.plan` and `llmpq.compile`; `Options` has their defaults and meaning."""
+
+    max_ppl_increase: float | None
+    sensitivity_budget: float | None
+    theta: float | None
+    precisions: str | tuple[str, ...]
+    constraints: tuple[str, ...] | list[str]
+    engine: str
+    indicator: str
+    sensitivity: str | PathLike[str] | None
+    calibration: str | PathLike[str] | None
+    assign: str
+    gap: float
+    time_limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """max_ppl_increase: 0.02 allows 2 % more perplexity (the default); sensitivity_budget: the same in nats per token;
+    theta: seconds per nat per token in the objective. The three exclude each other.
+
+    precisions: what layers may be kept at, "16,w8a8" or a tuple. constraints: rules such as "layers[0:2].bits >= 8".
+    indicator: variance, prior or auto. sensitivity: a file with a table to use instead. calibration: a text file.
+    assign: the assignment pass. gap: relative optimality gap; time_limit_s: seconds of search.
+    """
+
+    max_ppl_increase: float | None = None
+    sensitivity_budget: float | None = None
+    theta: float | None = None
+    precisions: str | tuple[str, ...] = ("16", "w8a8", "w8a16", "w4a16")
+    constraints: tuple[str, ...] | list[str] = ()
+    engine: str = "local"
+    indicator: str = "auto"
+    sensitivity: str | PathLike[str] | None = None
+    calibration: str | PathLike[str] | None = None
+    assign: str = "assign-joint"
+    gap: float = 1e-3
+    time_limit_s: float = 60.0
+
+    @property
+    def target(self) -> Target:
+        """The quality target; more than one quality option, or a negative one, is an InputError."""
+        given = {
+            "--max-ppl-increase": self.max_ppl_increase,
+            "--sensitivity-budget": self.sensitivity_budget,
+            "--theta": self.theta,
+        }
+        named = {name: value for name, value in given.items() if value is not None}
+        if len(named) > 1:
+            raise InputError(f"{' and '.join(named)} exclude each other; give one quality option")
+        for name, value in named.items():
+            if not value >= 0:
+                raise InputError(f"{name} is {value}; it must not be negative")
+        if self.theta is not None:
+            return Target(budget=None, theta=self.theta, explicit=True)
+        if self.sensitivity_budget is not None:
+            return Target(budget=self.sensitivity_budget, explicit=True)
+        return Target() if self.max_ppl_increase is None else Target(budget=log1p(self.max_ppl_increase), explicit=True)

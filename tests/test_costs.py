@@ -1,0 +1,106 @@
+"""Costs: bytes and seconds of a layer graph on a cluster."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmpq.cluster import Cluster
+from llmpq.costs import activation_bytes, derive_costs, kv_cache_bytes, layer_latency_s
+from llmpq.costs.table import micro_batch_sizes
+from llmpq.precision import PRECISIONS, parse_precisions
+from llmpq.workload import Batch
+from tests.values import llama_graph, llama_kind, two_cpus
+
+WORKLOAD = Batch(8, 64, 32)
+
+
+def test_the_kv_cache_holds_every_sequence_at_its_final_length() -> None:
+    assert kv_cache_bytes(llama_kind(kv_heads=1, head_dim=64), WORKLOAD) == 2 * 64 * 2 * 8 * (64 + 32 - 1)
+
+
+@given(st.integers(1, 16), st.integers(1, 64), st.integers(0, 64))
+def test_activations_grow_with_rows_tokens_and_context(rows: int, tokens: int, past: int) -> None:
+    graph, kind = llama_graph(), llama_kind()
+    here = activation_bytes(graph, kind, rows, tokens, tokens + past)
+    assert here < activation_bytes(graph, kind, rows + 1, tokens, tokens + past)
+    assert here < activation_bytes(graph, kind, rows, tokens + 1, tokens + 1 + past)
+    assert here <= activation_bytes(graph, kind, rows, tokens, tokens + past + 1)
+
+
+@given(st.integers(1, 16), st.integers(1, 64), st.sampled_from(["16", "w8a8", "w8a16", "w4a16"]))
+def test_latency_grows_with_rows_tokens_and_context(rows: int, tokens: int, precision: str) -> None:
+    device, kind = two_cpus().devices[0], llama_kind()
+
+    def seconds(rows: int, tokens: int, context: int) -> float:
+        return layer_latency_s(device, kind, PRECISIONS[precision], rows, tokens, context, "bfloat16", "local")
+
+    here = seconds(rows, tokens, tokens)
+    assert 0 < here <= min(seconds(rows + 1, tokens, tokens), seconds(rows, tokens + 1, tokens + 1), seconds(rows, tokens, tokens + 8))
+
+
+def test_half_the_speed_takes_twice_the_time() -> None:
+    fast, slow = two_cpus().devices
+    times = [layer_latency_s(d, llama_kind(), PRECISIONS["16"], 4, 16, 16, "bfloat16", "local") for d in (fast, slow)]
+    assert times[1] == pytest.approx(2 * times[0])
+
+
+def test_a_precision_without_a_kernel_costs_its_unpacking() -> None:
+    """Decode on a T4: packed 4-bit kernels read a quarter of the bytes; unpacking reads and writes more than 16 bits would."""
+    t4 = Cluster.load("1xT4").devices[0]
+    kind = llama_kind(hidden=4096, ffn=11008, head_dim=128, kv_heads=32)
+
+    def seconds(precision: str, engine: str) -> float:
+        return layer_latency_s(t4, kind, PRECISIONS[precision], 1, 1, 64, "float16", engine)
+
+    assert seconds("w4a16", "vllm") < seconds("16", "vllm") < seconds("w4a16", "local")
+
+
+def test_a_sliding_window_bounds_the_context_that_is_read() -> None:
+    device = two_cpus().devices[0]
+    full, sliding = llama_kind(), llama_kind(window=128)
+
+    def seconds(kind: object, context: int) -> float:
+        return layer_latency_s(device, kind, PRECISIONS["16"], 4, 1, context, "bfloat16", "local")  # type: ignore[arg-type]
+
+    assert seconds(sliding, 100_000) == seconds(full, 128) < seconds(full, 100_000)
+
+
+@given(st.integers(1, 64), st.integers(1, 6))
+def test_prefill_micro_batches_divide_decode_ones_and_cover_the_batch(batch_size: int, devices: int) -> None:
+    pairs = micro_batch_sizes(Batch(batch_size, 8, 8), devices)
+    assert (batch_size, batch_size) in pairs
+    assert all(decode % prefill == 0 and 1 <= decode <= batch_size for prefill, decode in pairs)
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_the_table_has_a_cell_for_every_kind_device_option_and_size() -> None:
+    graph, cluster = llama_graph(), two_cpus()
+    costs = derive_costs(graph, cluster, WORKLOAD, parse_precisions("16,w8a16,w4a16"), "bfloat16", "local")
+    sizes = micro_batch_sizes(WORKLOAD, 2)
+    for phase, micro_batch in {("prefill", p) for p, _ in sizes} | {("decode", d) for _, d in sizes}:
+        cells = costs.phase(phase, micro_batch).layer_s
+        assert [len(kind) for kind in cells] == [2]
+        assert all(len(device) == 3 and all(cell is not None and cell > 0 for cell in device) for kind in cells for device in kind)
+    assert costs.layer_bytes[0][0] > costs.layer_bytes[0][1] > costs.layer_bytes[0][2]
+    assert costs.first_bytes == 512 * 128 * 2
+
+
+def test_a_cell_that_the_engine_cannot_run_is_empty() -> None:
+    """vLLM V1 has no attention backend for V100 (sm70), so nothing can be planned on it."""
+    costs = derive_costs(llama_graph(), Cluster.load("1xT4,1xV100-32"), WORKLOAD, parse_precisions("16,w4a16"), "float16", "vllm")
+    (kind,) = costs.decode[0].layer_s
+    assert all(cell is not None for cell in kind[0])
+    assert kind[1] == (None, None)
+
+
+def test_more_speed_or_bandwidth_never_costs_time() -> None:
+    cluster = two_cpus()
+    faster = replace(cluster, devices=tuple(replace(device, speed=device.speed * 2) for device in cluster.devices))
+    before, after = (
+        derive_costs(llama_graph(), c, WORKLOAD, parse_precisions("16,w4a16"), "bfloat16", "local") for c in (cluster, faster)
+    )
+    for old, new in zip(before.decode, after.decode):
+        for cells in zip(old.layer_s[0], new.layer_s[0]):
+            assert all(b is not None and a is not None and a < b for b, a in zip(*cells))
