@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from math import isfinite
 
 from llmpq.errors import InputError
 
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*)")
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(\S*)")
 _DECIMAL = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _BINARY = {"ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}
 
@@ -89,7 +90,7 @@ def _parse(text: str | float, units: dict[str, float], normalize: Callable[[str]
     unit = normalize(match[2]) if match else ""
     if match is None or (unit and unit not in units):
         raise InputError(f"found {text!r}, expected {expected}")
-    value = float(match[1]) * units.get(unit, 1.0)
+    value = float(Decimal(match[1]) * Decimal(repr(units.get(unit, 1.0))))  # 20 us is 2e-05, not 1.9999999999999998e-05
     if value < 0 or not isfinite(value):
         raise InputError(f"found {text!r}, expected {expected}, at least 0 and finite")
     return value
