@@ -1,5 +1,7 @@
 """Sampling: greedy, truncated, seeded; independent of the rows beside."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,7 +32,7 @@ def kept_by_hand(logits: Tensor, params: SamplingParams) -> dict[int, float]:
     return {token: value / mass for token, value in kept.items()}
 
 
-def test_temperature_zero_takes_the_most_likely_token():
+def test_temperature_zero_takes_the_most_likely_token() -> None:
     logits = logits_of(5)
     assert sample(logits, SamplingParams(1), range(5), 0).tolist() == logits.argmax(-1).tolist()
 
@@ -46,7 +48,7 @@ def test_temperature_zero_takes_the_most_likely_token():
         SamplingParams(1, temperature=1.0, top_k=1000),
     ],
 )
-def test_draws_follow_the_truncated_distribution(params):
+def test_draws_follow_the_truncated_distribution(params: SamplingParams) -> None:
     logits, draws = logits_of(1), 4000
     tokens = sample(logits.expand(draws, -1), params, range(draws), 0).tolist()
     expected = kept_by_hand(logits[0], params)
@@ -57,28 +59,28 @@ def test_draws_follow_the_truncated_distribution(params):
 
 
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 3))
-def test_a_row_draws_the_same_whatever_stands_beside_it(order, cut, step):
+def test_a_row_draws_the_same_whatever_stands_beside_it(order: list[int], cut: int, step: int) -> None:
     logits, params = logits_of(6), SamplingParams(1, temperature=1.0, top_p=0.9, seed=3)
     together = sample(logits, params, range(6), step).tolist()
     picked = order[:cut]
     assert sample(logits[picked], params, picked, step).tolist() == [together[row] for row in picked]
 
 
-def test_other_seeds_steps_and_sequences_draw_other_numbers():
+def test_other_seeds_steps_and_sequences_draw_other_numbers() -> None:
     drawn = [uniform(seed, sequence, step) for seed in range(5) for sequence in range(5) for step in range(5)]
     assert len(set(drawn)) == 125
     assert all(0 <= number < 1 for number in drawn)
     assert drawn[0] == uniform(0, 0, 0)
 
 
-def test_the_uniform_numbers_are_spread_evenly():
+def test_the_uniform_numbers_are_spread_evenly() -> None:
     drawn = [uniform(0, 0, step) for step in range(4000)]
     for tenth in range(10):
         share = sum(tenth / 10 <= number < (tenth + 1) / 10 for number in drawn) / len(drawn)
         assert abs(share - 0.1) < 0.025
 
 
-def test_log_probs_are_those_of_the_plain_softmax():
+def test_log_probs_are_those_of_the_plain_softmax() -> None:
     logits, tokens = logits_of(4), torch.tensor([3, 1, 4, 39])
     expected = logits.log_softmax(-1)[torch.arange(4), tokens]
     assert torch.allclose(token_log_probs(logits, tokens), expected, atol=1e-6)
@@ -94,6 +96,6 @@ def test_log_probs_are_those_of_the_plain_softmax():
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p is 0.0; it must be above 0"),
     ],
 )
-def test_senseless_parameters_are_refused(arguments, message):
+def test_senseless_parameters_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SamplingParams(**arguments)

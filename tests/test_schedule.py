@@ -39,7 +39,7 @@ schedule: 1 P per D
         ((2, 0, 1, 3), DECODE_ALONE),
     ],
 )
-def test_a_schedule_prints_as_the_golden_text_and_parses_back(arguments, text):
+def test_a_schedule_prints_as_the_golden_text_and_parses_back(arguments: tuple[int, ...], text: str) -> None:
     made = schedule(*arguments)
     assert str(made) == text
     assert parse_schedule(text) == made
@@ -54,13 +54,15 @@ def made_from(shape: tuple[int, int, int, int], missing: int = 0) -> Schedule:
 
 
 @given(shapes, st.integers(0, 3))
-def test_any_schedule_survives_its_text_form(shape, missing):
+def test_any_schedule_survives_its_text_form(shape: tuple[int, int, int, int], missing: int) -> None:
     made = made_from(shape, missing)
     assert parse_schedule(str(made)) == made
 
 
 @given(shapes, st.integers(0, 3))
-def test_every_stage_does_every_action_once_and_one_slot_after_the_stage_before(shape, missing):
+def test_every_stage_does_every_action_once_and_one_slot_after_the_stage_before(
+    shape: tuple[int, int, int, int], missing: int
+) -> None:
     made = made_from(shape, missing)
     num_stages, share, decode, gen_len = shape
     prefills = share * decode - min(missing, share - 1)
@@ -71,7 +73,7 @@ def test_every_stage_does_every_action_once_and_one_slot_after_the_stage_before(
 
 
 @given(shapes, st.integers(0, 3))
-def test_a_decode_micro_batch_reenters_only_after_its_tokens_returned(shape, missing):
+def test_a_decode_micro_batch_reenters_only_after_its_tokens_returned(shape: tuple[int, int, int, int], missing: int) -> None:
     made = made_from(shape, missing)
     first, last = made.rows[0], made.rows[-1]
     returned_at: dict[int, list[int]] = {}
@@ -95,7 +97,9 @@ def timed_pipelines(draw: st.DrawFn) -> tuple[list[float], list[float]]:
 
 
 @given(timed_pipelines(), st.integers(1, 6), st.booleans())
-def test_simulated_prefill_equals_the_closed_form(pipeline, micro_batches, overlap):
+def test_simulated_prefill_equals_the_closed_form(
+    pipeline: tuple[list[float], list[float]], micro_batches: int, overlap: bool
+) -> None:
     compute, links = pipeline
     made = schedule(len(compute), micro_batches, micro_batches, 1)
     total = simulate(made, both(compute), both(links), overlap)
@@ -103,7 +107,9 @@ def test_simulated_prefill_equals_the_closed_form(pipeline, micro_batches, overl
 
 
 @given(timed_pipelines(), st.integers(1, 6), st.integers(2, 6), st.booleans())
-def test_simulated_decode_after_a_barrier_equals_the_round_trip_form(pipeline, micro_batches, gen_len, overlap):
+def test_simulated_decode_after_a_barrier_equals_the_round_trip_form(
+    pipeline: tuple[list[float], list[float]], micro_batches: int, gen_len: int, overlap: bool
+) -> None:
     compute, links = pipeline
     made = schedule(len(compute), 0, micro_batches, gen_len)
     trip, slow = sum(compute) + sum(links), slowest(compute, links, overlap)
@@ -112,7 +118,9 @@ def test_simulated_decode_after_a_barrier_equals_the_round_trip_form(pipeline, m
 
 
 @given(timed_pipelines(), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
-def test_without_the_barrier_a_batch_never_takes_longer(pipeline, decode, share, gen_len):
+def test_without_the_barrier_a_batch_never_takes_longer(
+    pipeline: tuple[list[float], list[float]], decode: int, share: int, gen_len: int
+) -> None:
     compute, links = pipeline
     stages, between = both(compute), both(links)
     whole = simulate(schedule(len(compute), share * decode, decode, gen_len), stages, between)
@@ -138,23 +146,23 @@ def slowest(compute: list[float], links: list[float], overlap: bool) -> float:
         ("schedule: 1 P per D\n0: P0 X1\n", "line 2: found 'X1'"),
     ],
 )
-def test_a_malformed_text_is_refused_by_line(text, message):
+def test_a_malformed_text_is_refused_by_line(text: str, message: str) -> None:
     with pytest.raises(BackendError, match=message):
         parse_schedule(text)
 
 
 @pytest.mark.parametrize("arguments", [(0, 1, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0), (2, 4, 3, 2), (2, 5, 2, 3, 2)])
-def test_counts_that_leave_a_micro_batch_empty_are_refused(arguments):
+def test_counts_that_leave_a_micro_batch_empty_are_refused(arguments: tuple[int, ...]) -> None:
     with pytest.raises(BackendError, match="expected at least one of each"):
         schedule(*arguments)
 
 
-def test_a_schedule_that_waits_for_ever_is_named():
+def test_a_schedule_that_waits_for_ever_is_named() -> None:
     stuck = parse_schedule("schedule: 1 P per D\n0: P0 D0\n1: D0 P0\n")
     with pytest.raises(BackendError, match="stage 0 waits for ever at D0"):
         simulate(stuck, both([1.0, 1.0]), both([0.0, 0.0]))
 
 
-def test_times_for_another_number_of_stages_are_refused():
+def test_times_for_another_number_of_stages_are_refused() -> None:
     with pytest.raises(BackendError, match="link times for 1 stages, the schedule has 2"):
         simulate(schedule(2, 1, 1, 2), both([1.0, 1.0]), both([1.0]))

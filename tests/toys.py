@@ -1,6 +1,7 @@
 """A small decoder with rotary attention, its split into stages, and slow references that use neither cache nor padding."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from llmpq.runtime.kv_cache import KvCache, PassingCache
 from llmpq.workload import Batch
 
 HIDDEN, HEADS, HEAD_DIM, VOCAB, LAYERS = 32, 4, 8, 61, 4
+WORKLOAD = Batch(8, 12, 8)
 
 
 class ToyLayer(nn.Module):
@@ -28,7 +30,8 @@ class ToyLayer(nn.Module):
         keys, values = cache.update(rotate(split[1], position_ids), split[2], self.index)
         mixed = F.scaled_dot_product_attention(rotate(split[0], position_ids), keys, values, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(rows, tokens, HIDDEN))
-        return x + self.down(F.gelu(self.up(F.layer_norm(x, (HIDDEN,)))))
+        result: Tensor = x + self.down(F.gelu(self.up(F.layer_norm(x, (HIDDEN,)))))
+        return result
 
 
 class ToyStage(nn.Module):
@@ -75,7 +78,7 @@ def toy_stages(cuts: Sequence[int], seed: int = 0) -> list[ToyStage]:
     assert bounds[-1] == LAYERS
     return [
         ToyStage(layers[start:stop], embedding if start == 0 else None, head if stop == LAYERS else None).eval()
-        for start, stop in zip(bounds, bounds[1:])
+        for start, stop in pairwise(bounds)
     ]
 
 
@@ -85,7 +88,7 @@ def toy_graph(max_positions: int = 64) -> LayerGraph:
     return LayerGraph("toy", "Toy", HIDDEN, VOCAB, max_positions, (kind,), (0,) * LAYERS, names, (), (), "head", None)
 
 
-def toy_plan(cuts: Sequence[int], prefill: int = 2, decode: int = 4, workload: Batch = Batch(8, 12, 8)) -> Plan:
+def toy_plan(cuts: Sequence[int], prefill: int = 2, decode: int = 4, workload: Batch = WORKLOAD) -> Plan:
     stages = tuple(Stage(f"CPU:{index}", sum(cuts[:index]), ("16",) * layers) for index, layers in enumerate(cuts))
     return Plan(
         model="toy",

@@ -23,17 +23,27 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True, slots=True)
 class _Exit:
+    """How a stage ended; `code` negative: by that signal, None: not at all, while others waited for it in vain."""
+
     stage: int
-    code: int  # negative: the signal that ended it
+    code: int | None
 
     @property
     def is_consequence(self) -> bool:
         return self.code == PeerError.exit_code
 
-    def __str__(self) -> str:
-        if self.code >= 0:
-            return f"ended with exit code {self.code}"
-        return f"was killed by signal {-self.code} ({signal.Signals(-self.code).name})"
+    def told(self, name_of: Callable[[int], str]) -> str:
+        """What happened, in words."""
+        name = name_of(self.stage)
+        if self.code is None:
+            return f"{name} does not answer"
+        if self.is_consequence:
+            return f"{name} lost another stage"
+        return (
+            f"{name} was killed by {signal.Signals(-self.code).name}"
+            if self.code < 0
+            else f"{name} ended with exit code {self.code}"
+        )
 
 
 def launch(command: Sequence[str], num_stages: int, name_of: Callable[[int], str] = "stage {}".format) -> int:
@@ -49,14 +59,15 @@ def launch(command: Sequence[str], num_stages: int, name_of: Callable[[int], str
         with _forwarded_signals(processes) as interrupted:
             for stage, process in enumerate(processes):
                 threading.Thread(target=lambda s=stage, p=process: exits.put(_Exit(s, p.wait())), daemon=True).start()
-            failure = _first_failure(exits, num_stages, interrupted)
+            failure = _blamed(exits, num_stages, interrupted)
     finally:
         _kill(processes)
     if interrupted.is_set():
         return _INTERRUPTED
     if failure is None:
         return 0
-    return _report(failure, name_of)
+    print(f"error: {failure.told(name_of)}; all stages were stopped", file=sys.stderr, flush=True)
+    return failure.code if failure.code is not None and failure.code > 0 and not failure.is_consequence else 1
 
 
 def end_with_launcher() -> None:
@@ -71,26 +82,20 @@ def end_with_launcher() -> None:
         raise BackendError(f"the launcher of this stage, process {launcher}, is gone") from error
 
 
-def _report(failure: _Exit, name_of: Callable[[int], str]) -> int:
-    if failure.is_consequence:
-        print(f"error: {name_of(failure.stage)} lost another stage, which gave no sign; all stages were stopped", file=sys.stderr)
-        return 1
-    print(f"error: {name_of(failure.stage)} {failure}; all stages were stopped", file=sys.stderr, flush=True)
-    return failure.code if failure.code > 0 else 1
-
-
-def _first_failure(exits: "queue.Queue[_Exit]", num_stages: int, interrupted: threading.Event) -> _Exit | None:
-    """Wait until all have ended well, or for the failure that is to blame: one that is not the consequence of another."""
-    suspect = None
-    for _ in range(num_stages):
+def _blamed(exits: "queue.Queue[_Exit]", num_stages: int, interrupted: threading.Event) -> _Exit | None:
+    """Wait until all have ended well, or for the failure to blame: none that is the consequence of another, if there is one."""
+    silent = set(range(num_stages))
+    consequence = None
+    while silent:
         try:
-            ended = _next_exit(exits, _GRACE_S if suspect or interrupted.is_set() else None, interrupted)
+            ended = _next_exit(exits, _GRACE_S if consequence or interrupted.is_set() else None, interrupted)
         except queue.Empty:
-            break
+            return _Exit(min(silent), None) if consequence else None
+        silent.remove(ended.stage)
         if ended.code and not ended.is_consequence and not interrupted.is_set():
             return ended
-        suspect = suspect or (ended if ended.code else None)
-    return suspect
+        consequence = consequence or (ended if ended.code else None)
+    return consequence
 
 
 def _next_exit(exits: "queue.Queue[_Exit]", timeout_s: float | None, interrupted: threading.Event) -> _Exit:
@@ -103,7 +108,7 @@ def _next_exit(exits: "queue.Queue[_Exit]", timeout_s: float | None, interrupted
 
 
 def _start(command: Sequence[str], num_stages: int, name_of: Callable[[int], str]) -> list[subprocess.Popen[str]]:
-    port = _free_port()
+    port = free_port()
     processes: list[subprocess.Popen[str]] = []
     try:
         for stage in range(num_stages):
@@ -130,7 +135,8 @@ def _environment(stage: int, num_stages: int, port: int) -> dict[str, str]:
     return defaults | dict(os.environ) | given | {"LLMPQ_LAUNCHER": str(os.getpid())}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -11,7 +11,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from llmpq.errors import BackendError, InputError, PeerError
@@ -66,7 +65,7 @@ class ProcessGroup:
         self._jobs = 0
         with self._naming("the other stages"):
             store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=self._timeout))
-            self._store = PrefixStore("llmpq", store)
+            self._store = store
             backend = "gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=self._timeout)
 
@@ -110,12 +109,12 @@ class ProcessGroup:
     def publish(self, job: str) -> None:
         """Give the other ranks their next job; rank 0 only."""
         with self._naming("the other stages"):
-            self._store.set(f"job/{self._jobs}", job)
+            self._store.set(f"llmpq/job/{self._jobs}", job)
         self._jobs += 1
 
     def next_job(self) -> str:
         """Wait, without a limit while rank 0 lives, for what it publishes next."""
-        key = f"job/{self._jobs}"
+        key = f"llmpq/job/{self._jobs}"
         with self._naming(self._name_of(0)):
             while not self._waited(key):
                 pass
@@ -127,9 +126,9 @@ class ProcessGroup:
         rank, others = self.place.rank, range(1, self.place.world_size)
         with self._naming("the other stages"):
             if rank:
-                self._store.set(f"left/{rank}", "")
+                self._store.set(f"llmpq/left/{rank}", "")
             elif others:
-                self._store.wait([f"left/{other}" for other in others], self._timeout)
+                self._store.wait([f"llmpq/left/{other}" for other in others], self._timeout)
 
     def close(self) -> None:
         """Leave the group."""

@@ -35,6 +35,11 @@ class Stage:
                 for index, rows in enumerate(batch.decode)
             ]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that are reserved now."""
+        return sum(cache.nbytes for cache in self._caches)
+
     def prefill(self, batch: Batch, micro_batch: int, x: Tensor) -> Tensor:
         """All positions of the prompts of a prefill micro-batch."""
         rows, part = batch.prefill_rows(micro_batch), batch.prefill[micro_batch]

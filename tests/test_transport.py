@@ -1,0 +1,100 @@
+"""Transports: messages around the ring, in one process and between two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmpq.errors import BackendError, InputError
+from llmpq.runtime.launcher import free_port
+from llmpq.runtime.process_group import Place
+from llmpq.runtime.timeline import Action
+from llmpq.runtime.transport import Message, Transport, in_process_ring
+
+ROOT = Path(__file__).parent.parent
+PAYLOADS = (
+    torch.arange(6, dtype=torch.float32).view(1, 2, 3),
+    torch.arange(4, dtype=torch.bfloat16).view(2, 1, 2),
+    torch.arange(4, dtype=torch.float64).view(2, 2),
+    torch.empty(1, 0, dtype=torch.float64),
+    None,
+    torch.arange(400_000, dtype=torch.float16).view(2, 2, -1),
+)
+
+
+def messages() -> list[Message]:
+    return [Message(Action("P" if index % 2 else "D", index), payload) for index, payload in enumerate(PAYLOADS)]
+
+
+def same(one: Message, other: Message) -> bool:
+    if one.payload is None or other.payload is None:
+        return one.action == other.action and one.payload is other.payload
+    return one.action == other.action and one.payload.dtype == other.payload.dtype and torch.equal(one.payload, other.payload)
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3])
+def test_a_ring_hands_messages_to_the_next_stage_in_order(num_stages: int) -> None:
+    ring: tuple[Transport, ...] = in_process_ring(num_stages)
+    for stage, place in enumerate(ring):
+        for message in messages():
+            place.send(message)
+        received = [ring[(stage + 1) % num_stages].receive() for _ in PAYLOADS]
+        assert all(same(one, other) for one, other in zip(messages(), received))
+
+
+def test_reading_what_was_not_sent_is_an_error_and_no_hang() -> None:
+    with pytest.raises(BackendError, match="reads a message that was not sent in an earlier slot"):
+        in_process_ring(2)[0].receive()
+
+
+BOTH_WAYS = """
+from tests.test_transport import messages, same
+from llmpq.runtime.process_group import Place, ProcessGroup
+group = ProcessGroup(Place.from_environment(), "stage {}".format, timeout_s=20)
+if group.place.rank == 0:
+    group.publish("a job")
+else:
+    assert group.next_job() == "a job"
+for _ in range(3):  # both send more than the other has room for before either receives
+    for message in messages():
+        group.send(message) if group.place.rank else None
+    for message in messages():
+        group.send(message) if not group.place.rank else None
+        assert same(group.receive(), message), message
+group.flush()
+group.part()
+group.close()
+"""
+
+
+def run_ranks(code: str) -> list[int]:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    places = [{**os.environ, **shared, "RANK": str(rank), "PYTHONPATH": str(ROOT)} for rank in range(2)]
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) for environment in places]
+    try:
+        return [process.wait(timeout=60) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_two_processes_exchange_every_kind_of_message_without_blocking_each_other() -> None:
+    assert run_ranks(BOTH_WAYS) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("MASTER_ADDR", None, "MASTER_ADDR is not set; start the stages with torchrun"), ("RANK", "first", "must be whole numbers")],
+)
+def test_an_environment_without_a_place_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, message: str
+) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        Place.from_environment()
