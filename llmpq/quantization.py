@@ -8,7 +8,7 @@ from torch import Tensor
 from llmpq.errors import QuantizationError
 from llmpq.precision import Precision
 
-ACTIVATION_MAX = 127  # vLLM's dynamic per-token int8: scale = absmax / 127
+ACTIVATION_STEPS = 127  # absmax is this many steps of the grid, in vLLM's dynamic per-token int8 kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,6 @@ def quantize_activation_per_token(x: Tensor) -> Tensor:
     model's dtype instead, so the two differ by rounding noise.
     """
     wide = x.to(torch.float32)
-    scale = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded: Tensor = (wide / scale).round().clamp(-ACTIVATION_MAX - 1, ACTIVATION_MAX) * scale
+    scale = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded: Tensor = (wide / scale).round().clamp(-128, 127) * scale
     return rounded.to(x.dtype)

@@ -50,7 +50,9 @@ def test_the_stream_is_little_endian_with_an_offset_of_half_the_range() -> None:
 def test_a_quantized_weight_survives_the_way_to_disk_and_back(precision: Precision, columns: int) -> None:
     quantized = quantize(torch.randn(9, columns, generator=torch.Generator().manual_seed(1)), precision)
     tensors = pack(quantized)
-    assert {suffix: (part.dtype, tuple(part.shape)) for suffix, part in tensors.items()} == layout(precision, 9, columns, torch.bfloat16)
+    assert {suffix: (part.dtype, tuple(part.shape)) for suffix, part in tensors.items()} == layout(
+        precision, 9, columns, torch.bfloat16
+    )
     again = unpack(tensors, precision)
     assert torch.equal(again.codes, quantized.codes) and torch.equal(again.scale, quantized.scale)
     assert torch.equal(again.dequantize(), quantized.dequantize())
