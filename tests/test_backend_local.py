@@ -56,7 +56,7 @@ def test_log_probs_of_generated_tokens_are_those_of_the_model() -> None:
         assert generation.log_probs == pytest.approx(reference_forced(prompt, generation.token_ids), abs=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     st.sampled_from(SPLITS), st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.sampled_from([SamplingParams(7), SEEDED])
 )

@@ -11,7 +11,7 @@ from llmpq.runtime.schedule import parse_schedule
 from llmpq.runtime.spec import PipelineSpec, cut, pipeline_spec
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
-from llmpq.runtime.transport import in_process_ring
+from llmpq.runtime.transport import InProcessTransport, Message, in_process_ring
 from llmpq.runtime.worker import Worker
 from tests.toys import prompts_of, reference_greedy, toy_graph, toy_plan, toy_stages
 
@@ -53,6 +53,23 @@ def test_another_valid_schedule_gives_the_same_tokens() -> None:
     eager = "schedule: 2 P per D\n0: P2 .  D1 .  D1 P0 P1 .  D0 .  D0 .\n1: .  P2 .  D1 .  D1 P0 P1 .  D0 .  D0\n"
     interpret(parse_schedule(eager), workers_of(progress.job, progress))
     assert [list(generation.token_ids) for generation in progress.generations()] == [reference_greedy(p, 3) for p in PROMPTS]
+
+
+def test_the_end_of_a_micro_batch_is_told_to_each_later_stage_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[str] = []
+    send = InProcessTransport.send
+
+    def record(place: InProcessTransport, message: Message) -> None:
+        ends.extend([str(message.action)] if message.payload is None else [])
+        send(place, message)
+
+    monkeypatch.setattr(InProcessTransport, "send", record)
+    first = reference_greedy(PROMPTS[2], 1)[0]  # ends the second decode micro-batch, PROMPTS[2] alone, and no other
+    spec, stages = pipeline()
+    params = SamplingParams(6, eos_token_ids=(first,))
+    generations = Engine(spec, stages, in_process_ring(2)).run(generate_job(PROMPTS, params)).generations()
+    assert [len(generation.token_ids) for generation in generations] == [6, 6, 1]
+    assert ends == ["D1"]
 
 
 @pytest.mark.parametrize(

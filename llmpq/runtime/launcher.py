@@ -39,11 +39,9 @@ class _Exit:
             return f"{name} does not answer"
         if self.is_consequence:
             return f"{name} lost another stage"
-        return (
-            f"{name} was killed by {signal.Signals(-self.code).name}"
-            if self.code < 0
-            else f"{name} ended with exit code {self.code}"
-        )
+        if self.code < 0:
+            return f"{name} was killed by {signal.Signals(-self.code).name}"
+        return f"{name} ended with exit code {self.code}"
 
 
 def launch(command: Sequence[str], num_stages: int, name_of: Callable[[int], str] = "stage {}".format) -> int:
@@ -53,15 +51,22 @@ def launch(command: Sequence[str], num_stages: int, name_of: Callable[[int], str
     fails, one line on stderr names it and all are killed; its exit code is returned, 1 for a signal. SIGINT and SIGTERM are
     handed on to all stages; the result is then 130. No process is left, whatever happens.
     """
-    processes = _start(command, num_stages, name_of)
+    processes = _start(command, num_stages)
+    readers = [
+        threading.Thread(target=_prefix_lines, args=(p.stdout, name_of(s)), daemon=True) for s, p in enumerate(processes) if s
+    ]
     exits: queue.Queue[_Exit] = queue.Queue()
     try:
         with _forwarded_signals(processes) as interrupted:
+            for reader in readers:
+                reader.start()
             for stage, process in enumerate(processes):
                 threading.Thread(target=lambda s=stage, p=process: exits.put(_Exit(s, p.wait())), daemon=True).start()
             failure = _blamed(exits, num_stages, interrupted)
     finally:
         _kill(processes)
+    for reader in readers:
+        reader.join(_GRACE_S)  # the last words of the stages come before ours
     if interrupted.is_set():
         return _INTERRUPTED
     if failure is None:
@@ -107,7 +112,7 @@ def _next_exit(exits: "queue.Queue[_Exit]", timeout_s: float | None, interrupted
     return exits.get(timeout=timeout_s)
 
 
-def _start(command: Sequence[str], num_stages: int, name_of: Callable[[int], str]) -> list[subprocess.Popen[str]]:
+def _start(command: Sequence[str], num_stages: int) -> list[subprocess.Popen[str]]:
     port = free_port()
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -118,8 +123,6 @@ def _start(command: Sequence[str], num_stages: int, name_of: Callable[[int], str
                 command, env=environment, stdout=out, stderr=err, text=True, errors="replace", start_new_session=True
             )
             processes.append(process)
-            if process.stdout:
-                threading.Thread(target=_prefix_lines, args=(process.stdout, name_of(stage)), daemon=True).start()
     except BaseException:
         _kill(processes)
         raise

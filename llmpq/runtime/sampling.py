@@ -16,8 +16,8 @@ def sample(logits: Tensor, params: SamplingParams, sequences: Sequence[int], ste
     ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
     mass = _kept(ordered / params.temperature, params).cumsum(dim=-1).cpu()
     draws = torch.tensor([[uniform(params.seed, sequence, step)] for sequence in sequences], dtype=torch.float64)
-    rank = torch.searchsorted(mass, draws * mass[:, -1:], right=True)
-    return order.cpu().gather(1, rank.clamp(max=mass.shape[1] - 1)).squeeze(1)
+    rank = torch.searchsorted(mass, draws * mass[:, -1:])
+    return order.cpu().gather(1, rank).squeeze(1)
 
 
 def _kept(scaled: Tensor, params: SamplingParams) -> Tensor:
