@@ -1,0 +1,61 @@
+"""The functions that traced graphs call: what transformers decides from values while it runs, as one node."""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+MaskImplementation = Literal["sdpa", "eager"]
+
+
+class HasLength(Protocol):
+    def get_seq_length(self) -> int: ...
+
+
+def attention_mask(
+    attention_mask: Tensor | None,
+    hidden: Tensor,
+    past_key_values: HasLength | None,
+    window: int | None = None,
+    implementation: MaskImplementation = "sdpa",
+    materialize: bool = False,
+) -> Tensor | None:
+    """The causal mask of one pass over `hidden`, as transformers' attention implementations want it.
+
+    attention_mask:  [batch, past + tokens], 1 for real tokens, 0 for padding; None: no padding
+    hidden:          [batch, tokens, ...]; only its shape, dtype and device are read
+    past_key_values: gives the past length of the whole pass
+    window:          each token sees itself and the `window` - 1 tokens before it; None: all before it
+    returns:         "sdpa": None when plain causality is all there is (unless `materialize`), else bool
+                     [batch, 1, tokens, past + tokens], True where attention is allowed;
+                     "eager": the same as 0 and the lowest number of hidden's dtype, always made.
+
+    Padding is looked up in the values, so on meta tensors a mask is always made.
+    """
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    tokens, seen = hidden.shape[1], past + hidden.shape[1]
+    padding = None if attention_mask is None else attention_mask[:, :seen].to(hidden.device, torch.bool)
+    if implementation == "sdpa" and not materialize and _is_plain_causal(padding, past, tokens, window):
+        return None
+    queries = torch.arange(past, seen, device=hidden.device)[:, None]
+    keys = torch.arange(seen, device=hidden.device)[None, :]
+    allowed = keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
+    mask = allowed.expand(hidden.shape[0], 1, tokens, seen)
+    mask = mask if padding is None else mask & padding[:, None, None, :]
+    if implementation == "sdpa":
+        return mask
+    return torch.where(mask, torch.zeros((), device=hidden.device, dtype=hidden.dtype), torch.finfo(hidden.dtype).min)
+
+
+def dense_mask(attention_mask: Tensor | None, position_ids: Tensor, past_key_values: HasLength) -> Tensor:
+    """`attention_mask`, or where none is given ones [batch, past + tokens] for the [batch, tokens] of `position_ids`."""
+    if attention_mask is not None:
+        return attention_mask
+    batch, tokens = position_ids.shape
+    return torch.ones(batch, past_key_values.get_seq_length() + tokens, dtype=torch.long, device=position_ids.device)
+
+
+def _is_plain_causal(padding: Tensor | None, past: int, tokens: int, window: int | None) -> bool:
+    if (window is not None and past + tokens >= window) or (past > 0 and tokens > 1):
+        return False
+    return padding is None or (not padding.is_meta and bool(padding.all()))
