@@ -1,0 +1,56 @@
+"""annotate-graph: stage, device, layer and option of the plan, written on the nodes of the traced graph."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from llmpq.annotation import KEY, Annotation, annotation_of
+from llmpq.errors import PassError
+from llmpq.program import Program
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateGraph:
+    """Layers get what the plan says; every other node the last stage of what it depends on, the first if that is nothing."""
+
+    name: ClassVar[str] = "annotate-graph"
+    requires: ClassVar[tuple[str, ...]] = ("plan", "graph_module")
+    provides: ClassVar[tuple[str, ...]] = ("graph_module",)
+
+    def apply(self, program: Program) -> Program:
+        from llmpq.fx_graphs import copy_graph, with_graph
+
+        module = program.require("graph_module")
+        layers = _layer_annotations(program)
+        devices = tuple(stage.device for stage in program.require("plan").stages)
+        graph = copy_graph(module)
+        for node in graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                layer = layers.pop(node.target, None) if node.op == "call_module" else None
+                node.meta[KEY] = layer or _inherited(node, devices)
+        if layers:
+            raise PassError(
+                f"annotate-graph: the traced graph calls no layer {min(layers)!r}, which the plan places; trace the planned model"
+            )
+        return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
+
+
+def _layer_annotations(program: Program) -> dict[str, Annotation]:
+    plan, names = program.require("plan"), program.graph.layer_names
+    placed = [layer for stage in plan.stages for layer in stage.layers]
+    if placed != list(range(len(names))):
+        found = f"layers {placed[0]} to {placed[-1]}"
+        raise PassError(f"annotate-graph: the plan places {found}; {program.graph.model} has {len(names)}: plan this model")
+    return {
+        names[layer]: Annotation(index, stage.device, layer, option)
+        for index, stage in enumerate(plan.stages)
+        for layer, option in zip(stage.layers, stage.options)
+    }
+
+
+def _inherited(node: "Node", devices: tuple[str, ...]) -> Annotation:
+    sources = (annotation_of(source) for source in node.all_input_nodes)
+    stage = max((source.stage for source in sources if source is not None), default=0)
+    return Annotation(stage, devices[stage])
