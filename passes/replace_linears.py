@@ -1,0 +1,61 @@
+"""replace-linears: the linears of quantized options become QuantizedLinear modules, without weights until a shard is loaded."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from llmpq.annotation import annotation_of
+from llmpq.errors import PassError
+from llmpq.graph import Linear
+from llmpq.precision import Precision, parse_precision
+from llmpq.program import Program
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.fx import GraphModule
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceLinears:
+    """Afterwards a stage's state dict has the names of its shard file. Modules are copies: the graph's stay as they are."""
+
+    name: ClassVar[str] = "replace-linears"
+    requires: ClassVar[tuple[str, ...]] = ("compute_dtype", "stages")
+    provides: ClassVar[tuple[str, ...]] = ("stages",)
+
+    def apply(self, program: Program) -> Program:
+        return replace(program, stages=tuple(_lowered(stage, program) for stage in program.require("stages")))
+
+
+def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
+    import torch
+
+    from llmpq.fx_graphs import copy_graph, with_graph
+    from llmpq.modules import copy_sharing_tensors
+
+    dtype = getattr(torch, program.require("compute_dtype"))
+    graph = copy_graph(stage)
+    owned = copy_sharing_tensors(stage)
+    for node in graph.nodes:
+        found = annotation_of(node)
+        if found is not None and found.layer is not None and found.option is not None:
+            precision = parse_precision(found.option)
+            linears = program.graph.kind_of(found.layer).linears if precision.is_quantized else ()
+            for linear in linears:
+                if linear.is_quantizable:
+                    _replace(owned.get_submodule(str(node.target)), linear, precision, dtype)
+    return with_graph(owned, graph, type(stage).__name__)
+
+
+def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "torch.dtype") -> None:
+    from torch import nn
+
+    from llmpq.quantized_linear import QuantizedLinear
+
+    found = layer.get_submodule(linear.name)
+    if not isinstance(found, nn.Linear):
+        raise PassError(
+            f"replace-linears: {linear.name} is a {type(found).__name__}, expected a Linear; split the traced graph again"
+        )
+    quantized = QuantizedLinear.from_linear_shape(linear.in_features, linear.out_features, linear.bias, precision, dtype)
+    layer.set_submodule(linear.name, quantized)
