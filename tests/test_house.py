@@ -17,10 +17,10 @@ FLOORS: dict[str, int] = {
     ),
     **dict.fromkeys(
         ("passmanager", "backend", "ops", "quantization", "packing", "tensor_file", "checkpoint", "shards", "manifest")
-        + ("quantization_config", "quantized_linear", "reference", "indicators"),
+        + ("quantization_config", "quantized_linear", "reference", "indicators", "fx_graphs", "modules"),
         2,
     ),
-    **dict.fromkeys(("frontend", "tracing", "layer_graph", "models", "passes", "runtime"), 3),
+    **dict.fromkeys(("frontend", "tracing", "owned_masks", "layer_graph", "layer_run", "models", "passes", "runtime"), 3),
     "backends": 4,
     **dict.fromkeys(("compiler", "commands", "cli", "__main__", "__init__"), 5),
 }
