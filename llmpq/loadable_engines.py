@@ -39,8 +39,8 @@ def quantized_linears(graph: LayerGraph, plan: Plan) -> Iterator[Quantized]:
 
 
 def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | None:
-    if quantized and any(linear.experts > 1 for kind in graph.kinds for linear in kind.linears):
-        return "experts stay at 16 bits beside quantized attention, which vLLM was not seen to load"
+    if any(linear.experts > 1 for kind in graph.kinds for linear in kind.linears):
+        return "the experts of a layer are stored as one tensor, which vLLM was not seen to load"
     three = next((name for name, _, precision in quantized if precision.num_bits == 3), None)
     return None if three is None else f"{three} has 3 bits; vLLM's own kernels know 4 and 8"
 

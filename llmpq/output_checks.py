@@ -93,16 +93,15 @@ def _plan_problems(module: str, precision: Precision, plan: Plan) -> Iterator[st
 
 
 def _model_problems(checkpoint: Checkpoint, precisions: Mapping[str, Precision]) -> Iterator[str]:
-    """The tensors are those of the model that config.json describes (mixtures of experts are renamed on loading: shapes only)."""
+    """The tensors are those of the model that config.json describes."""
     needed, known = _model_shapes(checkpoint.config)
     found = {name: checkpoint.shape(name) for name in checkpoint.names if not _is_part(name, precisions)}
     found |= {f"{module}.weight": _size(module, precision, checkpoint) for module, precision in precisions.items()}
     for name in sorted(found.keys() & known.keys()):
         if found[name] != known[name]:
             yield f"{name}: {list(found[name])}, {CONFIG_FILE} says {list(known[name])}; {REMEDY}"
-    if not any("expert" in key for key in checkpoint.config):
-        yield from (f"{name}: missing, {CONFIG_FILE} expects it; {REMEDY}" for name in sorted(needed - found.keys()))
-        yield from (f"{name}: {CONFIG_FILE} knows no such tensor; {REMEDY}" for name in sorted(found.keys() - known.keys()))
+    yield from (f"{name}: missing, {CONFIG_FILE} expects it; {REMEDY}" for name in sorted(needed - found.keys()))
+    yield from (f"{name}: {CONFIG_FILE} knows no such tensor; {REMEDY}" for name in sorted(found.keys() - known.keys()))
 
 
 def _is_part(name: str, precisions: Mapping[str, Precision]) -> bool:

@@ -20,7 +20,7 @@ from llmpq.quantization_config import quantization_config
 from llmpq.replacing import replacing
 from llmpq.serialize import dumps
 from llmpq.stage_layout import Placement, place_tensors, stage_file
-from llmpq.stage_writer import write_stage
+from llmpq.stage_writer import source_bytes, write_stage
 from llmpq.tensor_file import TensorFile
 
 BUILD_FILE = "build.json"
@@ -92,7 +92,7 @@ def _require_original(checkpoint: Checkpoint) -> None:
 
 
 def _require_shapes(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan, stages: tuple[tuple[Placement, ...], ...]) -> None:
-    sources = {placement.name: placement.source for stage in stages for placement in stage}
+    sources = {placement.name: placement.sources[0] for stage in stages for placement in stage}
     for name, linear, _ in quantized_linears(graph, plan):
         source = sources[f"{name}.weight"]
         found, expected = checkpoint.shape(source), (linear.out_features, linear.in_features)
@@ -110,13 +110,13 @@ def _write_stages(
     progress: Progress | None,
 ) -> None:
     """The files of all stages and their index."""
-    total = sum(checkpoint.info(placement.source).nbytes for stage in stages for placement in stage)
+    total = sum(source_bytes(checkpoint, placement) for stage in stages for placement in stage)
     done, stored_bytes = 0, 0
     weight_map: dict[str, str] = {}
 
     def written(placement: Placement) -> None:
         nonlocal done
-        done += checkpoint.info(placement.source).nbytes
+        done += source_bytes(checkpoint, placement)
         if progress is not None:
             progress(placement.name, done, total)
 

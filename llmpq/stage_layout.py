@@ -10,6 +10,7 @@ from llmpq.graph import LayerGraph
 from llmpq.loadable_engines import quantized_linears
 from llmpq.plan import Plan
 from llmpq.precision import Precision
+from llmpq.source_names import base_prefix, fused_parameters, module_sources
 
 # Masks and rotary frequencies that old checkpoints hold and no model loads any more.
 LEGACY_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.attn\.attention\.(masked_)?bias|\.rotary_emb\.inv_freq)$")
@@ -17,11 +18,15 @@ LEGACY_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.attn\.attention\.(masked_
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Tensor `source` of the checkpoint, stored as `name`; `precision` None: cast to the compute dtype."""
+    """Tensors `sources` of the checkpoint, stored as `name`; `precision` None: cast to the compute dtype.
+
+    `experts` > 1: the sources, one after the other, are the rows of [experts, rows, columns].
+    """
 
     name: str
-    source: str
+    sources: tuple[str, ...]
     precision: Precision | None = None
+    experts: int = 1
 
     @property
     def module(self) -> str:
@@ -36,37 +41,31 @@ def stage_file(index: int, count: int) -> str:
 def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[tuple[Placement, ...], ...]:
     """One tuple per stage: the first stage's own tensors, the layers in order, the last stage's own tensors.
 
-    names: the checkpoint's; base-model checkpoints that lack the leading "transformer." or "model." get it.
+    names: the checkpoint's.
     Raises CheckpointError for a tensor that the graph needs and the checkpoint lacks; warns about those it does not know.
     """
-    sources = _module_names(names, graph)
+    sources = module_sources(names, graph)
     precisions = {f"{name}.weight": precision for name, _, precision in quantized_linears(graph, plan)}
+    experts = {name: count for name, count in fused_parameters(graph).items() if len(sources.get(name, ())) > 1}
     by_layer = _by_layer(sources, graph)
     first = [_own(sources, parameter.name, graph) for parameter in graph.first]
     last = [_own(sources, parameter.name, graph) for parameter in graph.last]
     if graph.tied_head is not None and len(plan.stages) > 1:
-        last.append(Placement(f"{graph.head}.weight", _own(sources, graph.tied_head, graph).source))
+        last.append(Placement(f"{graph.head}.weight", _own(sources, graph.tied_head, graph).sources))
     placed = []
     for stage in plan.stages:
-        own = [Placement(name, sources[name], precisions.get(name)) for layer in stage.layers for name in by_layer[layer]]
+        own = [
+            Placement(name, sources[name], precisions.get(name), experts.get(name, 1))
+            for layer in stage.layers
+            for name in by_layer[layer]
+        ]
         placed.append([*(first if stage is plan.stages[0] else ()), *own, *(last if stage is plan.stages[-1] else ())])
     _require_all(precisions, placed, graph)
     _warn_of_others(sources, placed, graph)
     return tuple(tuple(stage) for stage in placed)
 
 
-def _module_names(names: Iterable[str], graph: LayerGraph) -> dict[str, str]:
-    """Name in the model -> name in the checkpoint, in natural order so that the output does not depend on the source's."""
-    names = tuple(names)
-    base = graph.layer_names[0].split(".")[0] + "."
-    if any(name.startswith(base) for name in names):
-        mapped = {name: name for name in names}
-    else:
-        mapped = {name if name.startswith(f"{graph.head}.") else base + name: name for name in names}
-    return {name: mapped[name] for name in sorted(mapped)}
-
-
-def _by_layer(sources: Mapping[str, str], graph: LayerGraph) -> list[list[str]]:
+def _by_layer(sources: Mapping[str, tuple[str, ...]], graph: LayerGraph) -> list[list[str]]:
     """Names of the tensors of every layer, buffers that no model loads left out."""
     index = {name: layer for layer, name in enumerate(graph.layer_names)}
     by_layer: list[list[str]] = [[] for _ in graph.layer_names]
@@ -83,10 +82,9 @@ def _heads(name: str) -> Iterable[str]:
     return (".".join(parts[:length]) for length in range(1, len(parts)))
 
 
-def _own(sources: Mapping[str, str], name: str, graph: LayerGraph) -> Placement:
+def _own(sources: Mapping[str, tuple[str, ...]], name: str, graph: LayerGraph) -> Placement:
     """The tensor `name` of first or last, which may be written with or without the base model's prefix."""
-    base = graph.layer_names[0].split(".")[0] + "."
-    for candidate in (name, base + name):
+    for candidate in (name, base_prefix(graph) + name):
         if candidate in sources:
             return Placement(candidate, sources[candidate])
     raise CheckpointError(f"model {graph.model}: no tensor {name} among {len(sources)}; is config.json of another model?")
@@ -99,7 +97,7 @@ def _require_all(precisions: Mapping[str, Precision], placed: list[list[Placemen
         raise CheckpointError(f"model {graph.model}: no tensor {some}; is config.json of another model?")
 
 
-def _warn_of_others(sources: Mapping[str, str], placed: list[list[Placement]], graph: LayerGraph) -> None:
+def _warn_of_others(sources: Mapping[str, tuple[str, ...]], placed: list[list[Placement]], graph: LayerGraph) -> None:
     known = {placement.name for stage in placed for placement in stage} | ({f"{graph.head}.weight"} if graph.tied_head else set())
     others = [name for name in sources if name not in known and not LEGACY_BUFFER.search(name)]
     if others:

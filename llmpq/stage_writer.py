@@ -31,26 +31,42 @@ def write_stage(
     return infos
 
 
+def source_bytes(checkpoint: Checkpoint, placement: Placement) -> int:
+    return sum(checkpoint.info(source).nbytes for source in placement.sources)
+
+
 def stored_infos(checkpoint: Checkpoint, placement: Placement, dtype: torch.dtype) -> Iterator[TensorInfo]:
     """What the tensor becomes on disk, known from its shape alone."""
-    source = checkpoint.info(placement.source)
+    source = checkpoint.info(placement.sources[0])
     if placement.precision is None:
-        yield TensorInfo(placement.name, dtype if source.dtype.is_floating_point else source.dtype, source.shape)
+        shape = _merged_shape(checkpoint, placement) if placement.experts > 1 else source.shape
+        yield TensorInfo(placement.name, dtype if source.dtype.is_floating_point else source.dtype, shape)
         return
     rows, columns = source.shape
     for suffix, (stored, shape) in layout(placement.precision, rows, columns, dtype).items():
         yield TensorInfo(f"{placement.module}.{suffix}", stored, shape)
 
 
+def _merged_shape(checkpoint: Checkpoint, placement: Placement) -> tuple[int, ...]:
+    """[experts, rows of one expert, columns]."""
+    rows = sum(checkpoint.shape(source)[0] for source in placement.sources)
+    return placement.experts, rows // placement.experts, checkpoint.shape(placement.sources[0])[1]
+
+
 def _stored(checkpoint: Checkpoint, placement: Placement, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    tensor = checkpoint.tensor(placement.source)
+    if placement.experts > 1:
+        parts = [_cast(checkpoint.tensor(source), source, dtype) for source in placement.sources]
+        yield placement.name, torch.cat(parts).view(_merged_shape(checkpoint, placement))
+        return
+    (source,) = placement.sources
+    tensor = checkpoint.tensor(source)
     if placement.precision is None:
-        yield placement.name, _cast(tensor, placement.source, dtype)
+        yield placement.name, _cast(tensor, source, dtype)
         return
     try:
         packed = pack(quantize(tensor, placement.precision, dtype))
     except QuantizationError as error:
-        raise QuantizationError(f"{placement.source}: {error}") from error
+        raise QuantizationError(f"{source}: {error}") from error
     for suffix, part in packed.items():
         yield f"{placement.module}.{suffix}", part
 

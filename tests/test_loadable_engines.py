@@ -40,11 +40,11 @@ def test_sizes_that_no_kernel_takes_are_named(odd: LayerGraph, engine: str, reas
     assert loadable_engines(odd, plan(("16", "w8a8", "16", "16")))[engine] is True
 
 
-def test_three_bits_and_experts_beside_quantized_attention_stay_off_vllm() -> None:
+def test_three_bits_and_fused_experts_stay_off_vllm() -> None:
     assert "3 bits" in str(loadable_engines(graph(), plan(("w3a16",) * 4))["vllm"])
     experts = graph(linears=(LINEARS[0], replace(LINEARS[4], name="mlp.experts.gate_up_proj", experts=4)))
-    assert "experts stay at 16 bits" in str(loadable_engines(experts, plan(("w8a8",) * 4))["vllm"])
-    assert loadable_engines(experts, plan(("16",) * 4))["vllm"] is True
+    assert "experts of a layer are stored as one tensor" in str(loadable_engines(experts, plan(("16",) * 4))["vllm"])
+    assert loadable_engines(experts, plan(("w8a8",) * 4))["transformers"] is True
 
 
 def test_linears_that_cannot_be_expressed_do_not_count() -> None:

@@ -9,11 +9,12 @@ import torch
 
 from llmpq import quantization
 from llmpq.checkpoint import Checkpoint
+from llmpq.manifest import verify
 from llmpq.precision import PRECISIONS
 from llmpq.quantization import quantize, quantize_activation_per_token
 from llmpq.reference import dequantized_state, reference_model
 from llmpq.shards import write_shards
-from tests.tiny_checkpoint import MIXED, graph, llama, plan, save_llama
+from tests.tiny_checkpoint import MIXED, MIXTRAL_LINEARS, graph, llama, plan, save_llama, save_mixtral
 
 TOKENS = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(3))
 both_heads = pytest.mark.parametrize("out", [True, False], indirect=True, ids=["tied", "untied"])
@@ -106,3 +107,19 @@ def test_rounding_activations_changes_the_result_and_rounding_weights_changes_it
 def test_a_tied_head_stays_one_parameter(out: Path) -> None:
     model: Any = reference_model(out)
     assert model.lm_head.weight is model.model.embed_tokens.weight and not model.training
+
+
+def test_a_mixture_of_experts_is_stored_under_the_names_of_its_modules_and_loads_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_mixtral(tmp_path / "mixtral")
+    experts = graph(tied=False, linears=MIXTRAL_LINEARS)
+    write_shards(tmp_path / "out", Checkpoint.open(source), experts, plan(), assets=source, build={})
+    assert verify(tmp_path / "out").engines["transformers"] is True
+    monkeypatch.setattr(quantization, "ACTIVATION_STEPS", 127.5)
+    model, said = load(tmp_path / "out", torch.float32)
+    assert said == []
+    torch.testing.assert_close(log_probabilities(model), log_probabilities(reference_model(tmp_path / "out")), rtol=0, atol=1e-5)
+    original, _ = load(source, torch.float32)
+    fused = original.state_dict()["model.layers.2.mlp.experts.gate_up_proj"]
+    assert torch.equal(dict(dequantized_state(tmp_path / "out"))["model.layers.2.mlp.experts.gate_up_proj"], fused)

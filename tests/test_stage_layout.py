@@ -31,7 +31,7 @@ def test_a_tied_head_is_copied_to_another_last_stage_and_only_there() -> None:
     two = place_tensors([*NAMES, "lm_head.weight"], graph(), plan())
     assert "lm_head.weight" not in names_of(one[0])
     copy = next(placement for placement in two[1] if placement.name == "lm_head.weight")
-    assert (copy.source, copy.precision) == ("model.embed_tokens.weight", None)
+    assert (copy.sources, copy.precision) == (("model.embed_tokens.weight",), None)
 
 
 def test_linears_have_the_precision_of_their_layer_and_norms_have_none() -> None:
@@ -47,8 +47,8 @@ def test_the_order_does_not_depend_on_the_checkpoints() -> None:
 
 def test_a_base_model_checkpoint_gets_the_names_of_the_causal_model() -> None:
     bare = [name.removeprefix("model.") for name in NAMES]
-    placed = {placement.name: placement.source for stage in place_tensors(bare, graph(), plan()) for placement in stage}
-    assert placed["model.layers.2.mlp.up_proj.weight"] == "layers.2.mlp.up_proj.weight"
+    placed = {placement.name: placement.sources for stage in place_tensors(bare, graph(), plan()) for placement in stage}
+    assert placed["model.layers.2.mlp.up_proj.weight"] == ("layers.2.mlp.up_proj.weight",)
     assert set(placed) == {*NAMES, "lm_head.weight"}
 
 

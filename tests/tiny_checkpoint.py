@@ -86,3 +86,32 @@ def save_llama(directory: Path, tied: bool = True, shard: str = "5GB") -> Path:
     llama(tied).save_pretrained(directory, max_shard_size=shard)
     (directory / "tokenizer.json").write_text('{"version": "1.0"}\n', encoding="utf-8")
     return directory
+
+
+EXPERTS = 4
+MIXTRAL_LINEARS = (
+    *LINEARS[:4],
+    Linear("mlp.experts.gate_up_proj", HIDDEN, 2 * FFN, False, "mlp", "experts", experts=EXPERTS, active_experts=2),
+    Linear("mlp.experts.down_proj", FFN, HIDDEN, False, "mlp", "down", experts=EXPERTS, active_experts=2),
+)
+
+
+def save_mixtral(directory: Path) -> Path:
+    """A mixture of experts as transformers writes it: one tensor for each matrix of each expert."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=64,
+        num_local_experts=EXPERTS,
+    )
+    torch.manual_seed(0)
+    model: Any = MixtralForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    return directory
