@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 from time import perf_counter
 
 from llmpq.errors import InfeasibleError, LlmpqError, TimeLimitError
@@ -9,10 +10,13 @@ from llmpq.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.classes import classify
 from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.model import Model, add_budget, add_memory, latency_model, placement_model
-from llmpq.solver.solution import DEFAULT_GAP, Solution, relative_gap
+from llmpq.solver.narrow import narrow
+from llmpq.solver.solution import DEFAULT_GAP, Solution, Status, relative_gap
 
 SOLVER = "highs"
 SHAVES = (0.0, 1e-8, 1e-6)  # of every limit, tried in turn when a point that HiGHS accepts breaks one by rounding
+GUESSES = (0.01, 0.03, 0.08)  # of the optimum above the bound so far: each is refuted, which raises the bound, or met
+GUESS_SHARE = 0.4  # of the time left, so that the last run always has some
 SHORTAGE_GAP = 1e-3  # of the bytes too many: an explanation, not a plan
 EXCESS_SCALE = 1000.0  # of the model's objective, as for memory
 
@@ -32,8 +36,54 @@ def solve(
 
     Objective in seconds by `evaluate`; rows hold as well. Deterministic unless the time limit strikes.
     """
-    limits = Limits(gap, time_limit_s, cutoff)
-    return _solve(problem, rows, lambda shave: latency_model(problem, rows, shave), _latency_objective(problem), limits)
+    started = perf_counter()
+    floor = relaxation_bound(problem, rows)
+    if floor is None:
+        return _nothing(cutoff, perf_counter() - started)
+    interrupted: Solution | None = None
+    for growth in GUESSES if floor > 0 else ():
+        ceiling = min(floor * (1.0 + growth), inf if cutoff is None else cutoff)
+        left = None if time_limit_s is None else (time_limit_s - (perf_counter() - started)) * GUESS_SHARE
+        solution = _solve_below(problem, rows, Limits(gap, left, ceiling), ceiling)
+        if solution.status == "optimal" or (solution.status == "cutoff" and ceiling == cutoff):
+            return replace(solution, seconds=perf_counter() - started)
+        if solution.status != "cutoff":
+            interrupted = solution
+            break
+        floor = ceiling
+    left = None if time_limit_s is None else time_limit_s - (perf_counter() - started)
+    solution = _solve_below(problem, rows, Limits(gap, left, cutoff), None)
+    better = solution if interrupted is None else _better(solution, interrupted)
+    return _with_floor(better, floor, gap, perf_counter() - started)
+
+
+def _solve_below(problem: Problem, rows: tuple[Row, ...], limits: Limits, ceiling: float | None) -> Solution:
+    def build(shave: float) -> Model:
+        model = latency_model(problem, rows, shave)
+        return model if ceiling is None else narrow(problem, model, ceiling)
+
+    return _solve(problem, rows, build, lambda assignment: evaluate(problem, assignment).objective, limits)
+
+
+def _better(solution: Solution, interrupted: Solution) -> Solution:
+    """The full run, with the plan of one that was cut short where that is better."""
+    if interrupted.objective is None or (solution.objective is not None and solution.objective <= interrupted.objective):
+        return solution
+    if solution.status not in ("feasible", "time_limit"):
+        return solution
+    return replace(interrupted, bound=solution.bound, proven=False)
+
+
+def _with_floor(solution: Solution, floor: float, gap: float, seconds: float) -> Solution:
+    """The solution with a bound proven on the way to it."""
+    if solution.status in ("infeasible", "cutoff"):
+        return replace(solution, seconds=seconds)
+    bound = floor if solution.bound is None else max(solution.bound, floor)
+    if solution.objective is None:
+        return replace(solution, bound=bound, seconds=seconds)
+    bound = min(bound, solution.objective)
+    proven = solution.proven or relative_gap(solution.objective, bound) <= gap
+    return replace(solution, bound=bound, proven=proven, status="optimal" if proven else "feasible", seconds=seconds)
 
 
 def least_sensitivity(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s: float | None = None) -> Solution:
@@ -108,10 +158,6 @@ def with_ample_memory(problem: Problem, devices: Iterable[int]) -> Problem:
     return replace(problem, capacity_bytes=capacity)
 
 
-def _latency_objective(problem: Problem) -> Objective:
-    return lambda assignment: evaluate(problem, assignment).objective
-
-
 def _solve(problem: Problem, rows: tuple[Row, ...], build: Builder, objective: Objective, limits: Limits) -> Solution:
     """Runs HiGHS, again with limits shaved by a hair when rounding broke one; the bound is that of the untouched problem."""
     started = perf_counter()
@@ -140,8 +186,8 @@ def breaks(problem: Problem, rows: tuple[Row, ...], assignment: Assignment) -> t
 
 def _nothing(cutoff: float | None, seconds: float) -> Solution:
     """HiGHS found nothing: with a cutoff that says only that nothing is better."""
-    status = "infeasible" if cutoff is None else "cutoff"
-    return Solution(None, None, cutoff, True, status, SOLVER, seconds)  # type: ignore[arg-type]
+    status: Status = "infeasible" if cutoff is None else "cutoff"
+    return Solution(None, None, cutoff, True, status, SOLVER, seconds)
 
 
 def _found(assignment: Assignment, objective: float, bound: float | None, limits: Limits, seconds: float) -> Solution:

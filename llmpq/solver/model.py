@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from llmpq.problem import Assignment, Cells, Matrix, Problem, Row
@@ -11,6 +11,15 @@ from llmpq.solver.linear import LinearModel, Term
 
 MEMORY_SCALE = 1000.0  # a capacity in the model: HiGHS's 1e-6 is then 1e-9 of it
 OBJECTIVE_SCALE = 1000.0  # a typical objective in the model
+
+
+@dataclass(frozen=True, slots=True)
+class Slowest:
+    """The column of the slowest stage of a phase, in `unit` seconds, and what layers take there."""
+
+    column: int
+    cells: Cells
+    unit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,7 @@ class Model:
     counts: dict[Cell, int]
     used: tuple[int, ...]
     unit: float
+    slowest: tuple[Slowest, ...] = ()
 
     def placed(self, layer: int, device: int, scale: float = 1.0) -> list[Term]:
         """Terms of scale * [layer is on device]."""
@@ -124,21 +134,17 @@ def add_memory(problem: Problem, model: Model, shave: float = 0.0, excess: dict[
         slack = [(excess[device], -scale * model.unit)] if excess is not None else []
         model.linear.row([*terms, *slack, (model.used[device], -limit * scale)], upper=0.0)
         if excess is None:
-            _add_reach(problem, model, device)
+            add_reach(problem, model, device, problem.layer_bytes, max(0, capacity))
 
 
-def _add_reach(problem: Problem, model: Model, device: int) -> None:
-    """Valid cuts: when layers a..b cannot be on the device together, b there or earlier puts a on an earlier device."""
-    cells = [kind[device] for kind in problem.layer_bytes]
-    least = [min((size for size in row if size is not None), default=0) for row in cells]
-    smallest = [least[kind] for kind in problem.layer_kind]
-    start, held = 0, 0
-    for end, size in enumerate(smallest):
-        held += size
-        while held > max(0, problem.capacity_bytes[device]) and start <= end:
+def add_reach(problem: Problem, model: Model, device: int, cells: Cells, limit: float) -> None:
+    """Valid cuts: when layers a..b on the device exceed the limit, b there or earlier puts a on an earlier device."""
+    least = [min((cell for cell in kind[device] if cell is not None), default=0.0) for kind in cells]
+    start, held = 0, [least[kind] for kind in problem.layer_kind]
+    for end in range(problem.num_layers):
+        while start <= end and math.fsum(held[start : end + 1]) > limit:
             earlier = [(model.cumulative[start][device - 1], -1.0)] if device else []
             model.linear.row([(model.cumulative[end][device], 1.0), *earlier], upper=0.0)
-            held -= smallest[start]
             start += 1
 
 
@@ -168,8 +174,7 @@ def latency_model(problem: Problem, rows: tuple[Row, ...], shave: float = 0.0) -
     add_budget(problem, model, shave)
     for cell, column in model.counts.items():
         model.linear.cost[column] = (problem.theta or 0.0) * classes.sensitivity(problem, cell) / model.unit
-    _add_seconds(problem, model, units)
-    return model
+    return replace(model, slowest=_add_seconds(problem, model, units))
 
 
 def _unit(cells: Cells) -> float:
@@ -178,25 +183,26 @@ def _unit(cells: Cells) -> float:
     return math.fsum(known) / len(known) if known else 1.0
 
 
-def _add_seconds(problem: Problem, model: Model, units: tuple[float, float]) -> None:
+def _add_seconds(problem: Problem, model: Model, units: tuple[float, float]) -> tuple[Slowest, ...]:
     devices = range(len(problem.devices))
     arcs = _add_arcs(problem, model)
     back = _add_return(problem, model)
     rounds, micro_batches = problem.gen_len - 1, problem.decode_micro_batches
     links = [_link_terms(problem.link_prefill_s, arcs, {}, device) for device in devices]
     prefill = _Phase(problem.prefill_s, problem.first_stage.prefill_s, problem.last_stage.prefill_s, links, units[0])
-    _add_phase(problem, model, prefill, 1.0, problem.prefill_micro_batches - 1.0)
+    _, first = _add_phase(problem, model, prefill, 1.0, problem.prefill_micro_batches - 1.0)
     links = [_link_terms(problem.link_decode_s, arcs, back, device) for device in devices]
     decode = _Phase(problem.decode_s, problem.first_stage.decode_s, problem.last_stage.decode_s, links, units[1])
     if problem.decode_model == "llm_pq":
-        _add_phase(problem, model, decode, 1.0, rounds * (micro_batches - 1.0))
+        _, slowest = _add_phase(problem, model, decode, 1.0, rounds * (micro_batches - 1.0))
     elif problem.decode_model == "per_token_flush":
-        _add_phase(problem, model, decode, rounds, rounds * (micro_batches - 1.0))
+        _, slowest = _add_phase(problem, model, decode, rounds, rounds * (micro_batches - 1.0))
     else:
         parts, slowest = _add_phase(problem, model, decode, 0.0, 0.0)
         trip = model.linear.column(cost=rounds * decode.unit / model.unit)
         model.linear.row([*((part, 1.0) for part in parts), (trip, -1.0)], upper=0.0)
         model.linear.row([(slowest, float(micro_batches)), (trip, -1.0)], upper=0.0)
+    return Slowest(first, prefill.cells, prefill.unit), Slowest(slowest, decode.cells, decode.unit)
 
 
 @dataclass(frozen=True, slots=True)
