@@ -21,8 +21,8 @@ def random_problem(seed: int) -> Problem:
         )
 
     def ends() -> EndCost:
-        times = (tuple(rng.uniform(0, scale) for _ in range(devices)) for scale in (0.05, 0.005))
-        return EndCost(*times, bytes=tuple(rng.randint(0, 60) for _ in range(devices)))
+        prefill, decode = (tuple(rng.uniform(0, scale) for _ in range(devices)) for scale in (0.05, 0.005))
+        return EndCost(prefill, decode, tuple(rng.randint(0, 60) for _ in range(devices)))
 
     def links(scale: float) -> Matrix:
         return tuple(tuple(rng.uniform(0, scale) for _ in range(devices)) for _ in range(devices))

@@ -40,7 +40,8 @@ SPLIT = Assignment((0, 0, 1), (0, 1, 0))  # P = 0.5 + 1 + 2, 6 + 0.25; D = 0.05 
 
 
 def document() -> dict[str, Any]:
-    return json.loads(json.dumps(TWO.to_json()))
+    value: dict[str, Any] = json.loads(json.dumps(TWO.to_json()))
+    return value
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """The constraint language: what parses, what it means, and where errors point."""
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -26,7 +27,7 @@ def bits(a: Assignment) -> list[int]:
     return [BITS[b] for b in a.option]
 
 
-MEANINGS = {
+MEANINGS: dict[str, Callable[[Assignment], bool]] = {
     "layers[0:2].bits >= 8": lambda a: min(bits(a)[:2]) >= 8,
     "layers[:].bits < 16": lambda a: max(bits(a)) < 16,
     "layers[1:].bits != 4": lambda a: 4 not in bits(a)[1:],

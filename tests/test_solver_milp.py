@@ -15,7 +15,10 @@ from llmpq.errors import InfeasibleError, InputError, TimeLimitError
 from llmpq.problem import Problem, Row, evaluate, load_problem
 from llmpq.rules import RuleContext, parse_rules, rule_rows
 from llmpq.solver.classes import classify
+from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.milp import breaks, least_sensitivity, relaxation_bound, shortage, solve
+from llmpq.solver.model import latency_model
+from llmpq.solver.narrow import narrow
 from llmpq.solver.solution import Solution
 from tests.random_problems import enumerate_optimum, random_problem
 
@@ -170,6 +173,20 @@ def test_a_cutoff_below_the_optimum_proves_that_nothing_is_better() -> None:
     assert below.bound is not None and below.bound <= best["objective"] * 0.99
     above = solve(problem, cutoff=best["objective"] * 1.01)
     assert above.status == "optimal" and above.objective == pytest.approx(best["objective"], rel=1.0001e-4)
+
+
+def test_narrowing_below_a_ceiling_keeps_every_assignment_under_it() -> None:
+    kept = 0
+    for seed in range(200, 260):
+        problem = random_problem(seed)
+        optimum = enumerate_optimum(problem)
+        if not optimum:
+            continue
+        kept += 1
+        model = narrow(problem, latency_model(problem, ()), optimum)
+        outcome = run_highs(model.linear, Limits(gap=1e-9))
+        assert outcome.bound is not None and outcome.bound * model.unit == pytest.approx(optimum, rel=1e-6), seed
+    assert kept > 10
 
 
 def test_without_time_there_is_no_plan_and_no_claim() -> None:

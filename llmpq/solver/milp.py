@@ -50,7 +50,7 @@ def solve(
         if solution.status != "cutoff":
             interrupted = solution
             break
-        floor = ceiling
+        floor = max(floor, solution.bound or 0.0)
     left = None if time_limit_s is None else time_limit_s - (perf_counter() - started)
     solution = _solve_below(problem, rows, Limits(gap, left, cutoff), None)
     better = solution if interrupted is None else _better(solution, interrupted)
