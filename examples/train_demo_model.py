@@ -8,6 +8,7 @@ running interpreter: no download. The texts that calibrate, tune and report are 
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -135,9 +136,7 @@ def cross_entropy(model: PreTrainedModel, tokens: Tensor, length: int) -> float:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path, record: dict[str, object]) -> None:
     """bf16 safetensors, tokenizer and the training record."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(out, state_dict=state)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -86,10 +86,10 @@ def rule_context(program: Program, candidate: Candidate) -> RuleContext:
     return RuleContext(
         num_layers=graph.num_layers,
         devices=tuple(cluster.devices[j].name for j in candidate.order),
-        cluster_devices=tuple(device.name for device in cluster.devices),
+        known_devices=tuple(device.name for device in cluster.devices),
         options=tuple(precision.name for precision in precisions),
-        bits=tuple(float(precision.num_bits) for precision in precisions),
-        parameters=tuple(graph.kind_of(i).parameters for i in range(graph.num_layers)),
+        option_bits=tuple(float(precision.num_bits) for precision in precisions),
+        layer_parameters=tuple(graph.kind_of(i).parameters for i in range(graph.num_layers)),
     )
 
 

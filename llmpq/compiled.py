@@ -12,7 +12,7 @@ from llmpq.errors import CheckpointError, InputError
 from llmpq.generation import OnToken, SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.manifest import is_output
-from llmpq.models import load_tokenizer, resolve, trace_source
+from llmpq.models import load_tokenizer, resolve, token_ids, trace_source
 from llmpq.output_checks import read_plan
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import ComputeDtype, Plan
@@ -84,13 +84,13 @@ class CompiledModel:
         """All stages in this process."""
         from llmpq.backends.local import LocalBackend
 
-        return LocalBackend(self.graph, self.plan, self.stages.__getitem__, self.compute_dtype)
+        return LocalBackend(self.plan, self.graph, self.stages.__getitem__, self.compute_dtype)
 
     def distributed(self) -> "DistributedBackend":
         """This process's stage among those that torchrun or the launcher started; a context manager."""
         from llmpq.backends.distributed import DistributedBackend
 
-        return DistributedBackend(self.graph, self.plan, self.load_stage, self.compute_dtype)
+        return DistributedBackend(self.plan, self.graph, self.load_stage, self.compute_dtype)
 
     def generate(
         self,
@@ -118,7 +118,7 @@ class CompiledModel:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; an empty prompt becomes the model's beginning-of-text token."""
-        encoded = [list(self.tokenizer.encode(text)) for text in texts]
+        encoded = [token_ids(self.tokenizer, text) for text in texts]
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         return [ids or [start] for ids in encoded]
 

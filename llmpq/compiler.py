@@ -1,7 +1,6 @@
 """The compiler: from model, cluster and workload to a plan, and on to a compiled model on disk that generates."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,7 +9,7 @@ from llmpq.checkpoint import Checkpoint
 from llmpq.cluster import Cluster
 from llmpq.compiled import CompiledModel, load
 from llmpq.errors import InputError
-from llmpq.models import ModelSource, calibration_text, resolve, trace_source
+from llmpq.models import ModelSource, calibration_text, load_tokenizer, resolve, token_ids, trace_source
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, parse_pipeline, run_passes
 from llmpq.precision import parse_precisions
@@ -101,11 +100,8 @@ def _plan(source: ModelSource, cluster: Cluster | str | Path, workload: Batch, o
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:
     if source.directory is None or options.indicator == "prior" or options.sensitivity is not None:
         return None
-    text, name = calibration_text(options.calibration)
-    from llmpq.models import load_tokenizer
-
-    token_ids: Sequence[int] = load_tokenizer(source.directory).encode(text)
-    return Calibration(source.directory, tuple(token_ids), name)
+    text, name = calibration_text(Path(options.calibration) if options.calibration else None)
+    return Calibration(source.directory, tuple(token_ids(load_tokenizer(source.directory), text)), name)
 
 
 def _read_sensitivity(path: Path, program: Program) -> SensitivityTable:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmpq.graph import LayerGraph, Linear
+from llmpq.original import load_original
 from llmpq.precision import Precision
 from llmpq.program import Calibration
 from llmpq.quantization import quantize, quantize_activation_per_token
@@ -25,7 +26,7 @@ def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: 
     uses the bound scale^2 Var[x] of the same quantity). Rounded activations add scale^2 / 12 |W|^2. The sum over layers
     is then scaled to the increase of the cross entropy measured with every layer at that option.
     """
-    model = load_fp32(calibration)
+    model = load_original(calibration.checkpoint)
     windows = _windows(calibration.token_ids)
     with torch.inference_mode():
         moments = _second_moments(model, graph, windows)
@@ -37,14 +38,6 @@ def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: 
     tokens = windows.numel()
     provenance = f"variance indicator on {tokens} tokens of {calibration.text_name}, scaled to the measured joint increase of each precision"
     return SensitivityTable(tuple(p.name for p in precisions), rows, "variance", provenance)
-
-
-def load_fp32(calibration: Calibration) -> nn.Module:
-    """The transformers model of the directory, in fp32."""
-    from transformers import AutoModelForCausalLM
-
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(calibration.checkpoint, dtype=torch.float32)
-    return model.eval()
 
 
 def _windows(token_ids: tuple[int, ...]) -> Tensor:

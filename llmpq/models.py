@@ -80,6 +80,11 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text of any length; longer ones than the model's context are cut into windows later."""
+    return list(tokenizer.encode(text, verbose=False))
+
+
 def read_text(name: str | PathLike[str]) -> tuple[str, str]:
     """(content, name) of a text file, or of a bundled text: calibrate, tune, report."""
     path = Path(name)

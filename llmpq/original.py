@@ -1,36 +1,28 @@
-"""OriginalModel: the uncompressed model, run by transformers, to compare with."""
+"""The original model: uncompressed, in fp32, run by transformers, to measure and to compare with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llmpq.errors import InputError
-from llmpq.models import load_tokenizer, resolve
+
+def load_original(directory: Path) -> nn.Module:
+    """The transformers model of a directory, in fp32 and eval mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return model.eval()
 
 
-@dataclass(frozen=True, slots=True)
-class OriginalModel:
-    """A model directory (or hub id) in fp32, with its tokenizer."""
-
-    module: nn.Module
-    tokenizer: Any
-
-    @staticmethod
-    def load(name: str) -> "OriginalModel":
-        """Raises InputError for a configuration without weights."""
-        from transformers import AutoModelForCausalLM
-
-        source = resolve(name, weights=True)
-        if source.directory is None:
-            raise InputError(f"model {name!r} is a configuration without weights; give a directory, a hub id or `demo`")
-        module: nn.Module = AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.float32)
-        return OriginalModel(module.eval(), load_tokenizer(source.directory))
+def log_probs_of(model: nn.Module) -> Callable[[Sequence[int]], Tensor]:
+    """Token ids -> [tokens, vocabulary] fp32 log-probabilities of the next token after each position."""
 
     @torch.inference_mode()
-    def log_probs(self, token_ids: Sequence[int]) -> Tensor:
-        """[tokens, vocabulary] fp32 log-probabilities of the next token after each position."""
-        logits: Tensor = self.module(input_ids=torch.tensor([list(token_ids)]), use_cache=False).logits
+    def log_probs(token_ids: Sequence[int]) -> Tensor:
+        logits: Tensor = model(input_ids=torch.tensor([list(token_ids)]), use_cache=False).logits
         return logits[0].float().log_softmax(-1)
+
+    return log_probs

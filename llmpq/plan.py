@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llmpq.cluster import Cluster
 from llmpq.workload import Batch
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
@@ -90,6 +91,7 @@ class Plan:
     model: str
     compute_dtype: ComputeDtype
     workload: Batch
+    cluster: Cluster
     pipelines: tuple[Pipeline, ...]
     prediction: Prediction
     quality: Quality

@@ -17,6 +17,7 @@ def make_plan(
         model=program.graph.model,
         compute_dtype=program.require("compute_dtype"),
         workload=program.request.workload,
+        cluster=program.request.cluster,
         pipelines=(Pipeline(stages, candidate.prefill_micro_batch, candidate.decode_micro_batch),),
         prediction=Prediction(
             prefill_s=evaluation.prefill_s,

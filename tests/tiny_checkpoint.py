@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from llmpq.cluster import Cluster
 from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter
 from llmpq.plan import ComputeDtype, Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.workload import Batch
@@ -54,6 +55,7 @@ def plan(options: tuple[str, ...] = MIXED, cuts: tuple[int, ...] = (2,), dtype: 
         model="tiny",
         compute_dtype=dtype,
         workload=Batch(2, 8, 8),
+        cluster=Cluster.load(f"{len(stages)}xCPU"),
         pipelines=(Pipeline(stages, 1, 1),),
         prediction=Prediction(1.0, 1.0, (), "assumed"),
         quality=Quality(0.0, None, "assumed"),

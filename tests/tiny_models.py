@@ -115,6 +115,7 @@ def program_of(model: PreTrainedModel, stages: Sequence[Sequence[str]]) -> Progr
         model="tiny",
         compute_dtype="float32",
         workload=workload,
+        cluster=Cluster.load(f"{len(stages)}xCPU"),
         pipelines=(Pipeline(planned, 3, 3),),
         prediction=Prediction(1.0, 1.0, (), "test"),
         quality=Quality(0.0, None, "test"),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmpq.cluster import Cluster
 from llmpq.graph import Attention, LayerGraph, LayerKind
 from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.runtime.kv_cache import KvCache, PassingCache
@@ -94,6 +95,7 @@ def toy_plan(cuts: Sequence[int], prefill: int = 2, decode: int = 4, workload: B
         model="toy",
         compute_dtype="float32",
         workload=workload,
+        cluster=Cluster.load(f"{len(cuts)}xCPU"),
         pipelines=(Pipeline(stages, prefill, decode),),
         prediction=Prediction(0.0, 0.0, (), "none"),
         quality=Quality(0.0, None, "none"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmpq.commands.output import print_json, progress, stdout
+from llmpq.errors import InputError
 
 if TYPE_CHECKING:
     from llmpq.evaluation import LogProbs
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 def command(model: str, text: str, against: str | None, window: int, max_tokens: int | None, as_json: bool) -> None:
     """Cross entropy and perplexity of MODEL (a compiled output or an original model) over a text."""
     from llmpq.evaluation import evaluate_text
-    from llmpq.models import read_text
+    from llmpq.models import read_text, token_ids
 
     content, name = read_text(text)
     scorer, tokenizer = _scorer(model)
     other = _scorer(against)[0] if against is not None else None
-    token_ids = tokenizer.encode(content)[:max_tokens]
+    ids = token_ids(tokenizer, content)[:max_tokens]
     with progress() as advance:
-        result = evaluate_text(token_ids, scorer, other, window, lambda done: advance(f"eval {model}", done, len(token_ids)))
+        result = evaluate_text(ids, scorer, other, window, lambda done: advance(f"eval {model}", done, len(ids)))
     if as_json:
         print_json(result)
         return
@@ -39,13 +40,16 @@ def command(model: str, text: str, against: str | None, window: int, max_tokens:
 def _scorer(model: str) -> "tuple[LogProbs, Any]":
     """Log-probabilities by our stages for a compiled output, by transformers for any other model; and the tokenizer."""
     from llmpq.manifest import is_output
+    from llmpq.models import load_tokenizer, resolve
 
     if is_output(Path(model)):
         from llmpq.compiled import load
 
         compiled = load(model)
         return compiled.log_probs, compiled.tokenizer
-    from llmpq.original import OriginalModel
+    from llmpq.original import load_original, log_probs_of
 
-    original = OriginalModel.load(model)
-    return original.log_probs, original.tokenizer
+    directory = resolve(model, weights=True).directory
+    if directory is None:
+        raise InputError(f"model {model!r} is a configuration without weights; give a directory, a hub id or `demo`")
+    return log_probs_of(load_original(directory)), load_tokenizer(directory)

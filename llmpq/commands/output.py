@@ -53,18 +53,20 @@ def progress() -> Iterator[ProgressCallback]:
 
 
 def plan_table(plan: Plan) -> Table:
-    """A row per stage: device, layers with their options, memory term by term."""
+    """A row per stage: device, layers with their options, memory."""
     table = Table(title=f"{plan.model}: {len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}, {plan.compute_dtype}")
-    for column in ("device", "layers", "weights", "kv cache", "activations", "ends", "total", "of"):
-        table.add_column(column, justify="left" if column in ("device", "layers") else "right")
+    table.add_column("device", no_wrap=True)
+    table.add_column("layers")
+    for column in ("weights", "kv cache", "other", "total", "capacity"):
+        table.add_column(column, justify="right", no_wrap=True)
     for stage, memory in zip(plan.stages, plan.prediction.memory, strict=True):
         table.add_row(stage.device, format_stage(stage).removeprefix("layers "), *_memory_cells(memory))
     return table
 
 
 def _memory_cells(memory: DeviceMemory) -> tuple[str, ...]:
-    terms = (memory.weights, memory.kv_cache, memory.activations, memory.embedding + memory.head, memory.total, memory.capacity)
-    return tuple(format_bytes(term) for term in terms)
+    other = memory.activations + memory.embedding + memory.head
+    return tuple(format_bytes(term) for term in (memory.weights, memory.kv_cache, other, memory.total, memory.capacity))
 
 
 def print_plan(plan: Plan, notices: tuple[str, ...]) -> None:
