@@ -1,6 +1,6 @@
 """The main job, end to end: plan, quantize, export, verify and run the bundled model over two unlike devices.
 
-    make demo        # or: python examples/demo.py [OUT]
+make demo        # or: python examples/demo.py [OUT]
 """
 
 import shlex

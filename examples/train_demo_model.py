@@ -93,12 +93,24 @@ def build_model(arch: str) -> PreTrainedModel:
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if arch == "opt":
         config = OPTConfig(
-            **shared, **ids, ffn_dim=768, word_embed_proj_dim=192, max_position_embeddings=1024, dropout=0.0, tie_word_embeddings=True
+            **shared,
+            **ids,
+            ffn_dim=768,
+            word_embed_proj_dim=192,
+            max_position_embeddings=1024,
+            dropout=0.0,
+            tie_word_embeddings=True,
         )
         return OPTForCausalLM(config)
     return LlamaForCausalLM(
         LlamaConfig(
-            **shared, **ids, head_dim=64, num_key_value_heads=1, intermediate_size=512, max_position_embeddings=1024, tie_word_embeddings=True
+            **shared,
+            **ids,
+            head_dim=64,
+            num_key_value_heads=1,
+            intermediate_size=512,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
         )
     )
 
@@ -192,7 +204,11 @@ def train(args: argparse.Namespace) -> None:
                 "command": "python examples/train_demo_model.py " + " ".join(sys.argv[1:]),
             }
             save(model, tokenizer, args.out, record)
-            print(json.dumps(record["held_out_loss_nats_per_token"]), f"perplexity e^loss {math.exp(loss.item()):.2f}", file=sys.stderr)
+            print(
+                json.dumps(record["held_out_loss_nats_per_token"]),
+                f"perplexity e^loss {math.exp(loss.item()):.2f}",
+                file=sys.stderr,
+            )
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmpq.cluster import Cluster
     from llmpq.compiler import CompiledModel, compile, load, plan
+    from llmpq.hardware.cluster import Cluster
     from llmpq.plan import Plan
     from llmpq.workload import Batch
 
@@ -14,7 +14,7 @@ __all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load", "plan
 
 _HOME = {
     "Batch": "llmpq.workload",
-    "Cluster": "llmpq.cluster",
+    "Cluster": "llmpq.hardware.cluster",
     "CompiledModel": "llmpq.compiler",
     "Plan": "llmpq.plan",
     "compile": "llmpq.compiler",

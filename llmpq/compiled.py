@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.backend import Backend
+from llmpq.checkpoint.manifest import is_output
+from llmpq.checkpoint.output_checks import read_plan
+from llmpq.checkpoint.shards import stage_tensors
 from llmpq.errors import CheckpointError, InputError
+from llmpq.frontend.models import load_tokenizer, resolve, token_ids, trace_source
 from llmpq.generation import OnToken, SamplingParams
 from llmpq.graph import LayerGraph
-from llmpq.manifest import is_output
-from llmpq.models import load_tokenizer, resolve, token_ids, trace_source
-from llmpq.output_checks import read_plan
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request
-from llmpq.shards import stage_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -141,7 +141,7 @@ class CompiledModel:
         return x[0].float().log_softmax(-1)
 
     def smoke_test(self) -> list[str]:
-        """Run a few tokens through every stage from its own file; the device of each. Raises CheckpointError for one that fails."""
+        """Run a few tokens through every stage, each from its own file; returns their devices. CheckpointError names one that fails."""
         import torch
 
         from llmpq.runtime.kv_cache import PassingCache
@@ -151,7 +151,9 @@ class CompiledModel:
             for index, stage in enumerate(self.plan.stages):
                 x = self.stages[index](x, None, positions, PassingCache())
                 if not bool(x.isfinite().all()):
-                    raise CheckpointError(f"{self.directory}: stage {index} ({stage.device}) computes NaN or infinity; compile it again")
+                    raise CheckpointError(
+                        f"{self.directory}: stage {index} ({stage.device}) computes NaN or infinity; compile it again"
+                    )
         return [stage.device for stage in self.plan.stages]
 
     def export(self, out: str | Path) -> Path:

@@ -5,20 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from llmpq.checkpoint import Checkpoint
-from llmpq.cluster import Cluster
+from llmpq.checkpoint.reader import Checkpoint
+from llmpq.checkpoint.shards import Progress, write_shards
 from llmpq.compiled import CompiledModel, load
 from llmpq.errors import InputError
-from llmpq.models import ModelSource, calibration_text, load_tokenizer, resolve, token_ids, trace_source
+from llmpq.frontend.models import ModelSource, calibration_text, load_tokenizer, resolve, token_ids, trace_source
+from llmpq.hardware.cluster import Cluster
+from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, parse_pipeline, run_passes
 from llmpq.precision import parse_precisions
 from llmpq.program import Calibration, Program, Request
-from llmpq.rules import parse_rules
 from llmpq.sensitivity import SensitivityTable
 from llmpq.serialize import loads
-from llmpq.shards import Progress, write_shards
-from llmpq.support import engines
+from llmpq.solver.rules import parse_rules
 from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
 from llmpq.workload import Batch
@@ -27,7 +27,12 @@ __all__ = ["CompiledModel", "compile", "load", "plan"]
 
 
 def plan(
-    model: Any, cluster: Cluster | str | Path, workload: Batch, *, observe: Observer | None = None, **options: Unpack[PlanningOptions]
+    model: Any,
+    cluster: Cluster | str | Path,
+    workload: Batch,
+    *,
+    observe: Observer | None = None,
+    **options: Unpack[PlanningOptions],
 ) -> Program:
     """Decide, from the configuration alone: nothing is downloaded but config.json, no weight is read.
 
@@ -51,13 +56,17 @@ def compile(
     started = time.perf_counter()
     source = resolve(model, weights=True)
     if source.directory is None:
-        raise InputError(f"model {source.name!r} is a configuration without weights; `plan` takes it, `compile` needs a directory or hub id")
+        raise InputError(
+            f"model {source.name!r} is a configuration without weights; `plan` takes it, `compile` needs a directory or hub id"
+        )
     checkpoint = Checkpoint.open(source.directory)
     program = _plan(source, cluster, workload, Options(**options), observe)
     planned = time.perf_counter()
     directory, keep = _output(out)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
-    write_shards(directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, progress=progress)
+    write_shards(
+        directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, progress=progress
+    )
     return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 
@@ -71,9 +80,13 @@ def _output(out: str | Path | None) -> tuple[Path, Any]:
     return Path(keep.name) / "out", keep
 
 
-def _plan(source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None) -> Program:
+def _plan(
+    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None
+) -> Program:
     if options.engine not in engines():
-        raise InputError(f"engine {options.engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(options.engine, engines())}")
+        raise InputError(
+            f"engine {options.engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(options.engine, engines())}"
+        )
     request = Request(
         cluster=cluster if isinstance(cluster, Cluster) else Cluster.load(cluster),
         workload=workload,
@@ -107,7 +120,9 @@ def _calibration(source: ModelSource, options: Options) -> Calibration | None:
 def _read_sensitivity(path: Path, program: Program) -> SensitivityTable:
     """The table of a file, checked against the model and reordered to the request's precisions."""
     if not path.is_file():
-        raise InputError(f"sensitivity file {path} does not exist; `llmpq plan --json` of an earlier run or an indicator makes one")
+        raise InputError(
+            f"sensitivity file {path} does not exist; `llmpq plan --json` of an earlier run or an indicator makes one"
+        )
     table = loads(SensitivityTable, path.read_text(), str(path))
     wanted = tuple(precision.name for precision in program.request.precisions)
     missing = [name for name in wanted if name not in table.options]

@@ -112,11 +112,15 @@ def run_passes(program: Program, passes: Sequence[Pass], observe: Observer | Non
     for item in passes:
         missing = [name for name in item.requires if not program.has(name)]
         if missing:
-            raise PassError(f"pass {item.name} requires {', '.join(missing)}, which no pass before it provided (ran: {', '.join(done) or 'none'})")
+            raise PassError(
+                f"pass {item.name} requires {', '.join(missing)}, which none before it provided (ran: {', '.join(done) or 'none'})"
+            )
         program = item.apply(program)
         absent = [name for name in item.provides if not program.has(name)]
         if absent:
-            raise PassError(f"pass {item.name} promised {', '.join(absent)} and did not provide it (ran before: {', '.join(done) or 'none'})")
+            raise PassError(
+                f"pass {item.name} promised {', '.join(absent)} and did not provide it (ran before: {', '.join(done) or 'none'})"
+            )
         done.append(item.name)
         verify_program(program, after=item.name)
         if observe is not None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llmpq.cluster import Cluster
+from llmpq.hardware.cluster import Cluster
 from llmpq.workload import Batch
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]

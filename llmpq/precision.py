@@ -31,7 +31,7 @@ class Precision:
         return self.kind != "float"
 
     def group_size_for(self, in_features: int) -> int:
-        """Columns per scale for a row of `in_features`: 128, 64 or 32 if one divides it, else its largest divisor in [32, 128], else the row."""
+        """Columns per scale: 128, 64 or 32 if one divides `in_features`, else its largest divisor in [32, 128], else the row."""
         if self.group_size is None:
             return in_features
         sizes = (self.group_size, 64, SMALLEST_GROUP, *range(self.group_size, SMALLEST_GROUP - 1, -1))

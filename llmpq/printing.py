@@ -33,7 +33,8 @@ def format_graph(graph: LayerGraph) -> str:
     for k, kind in enumerate(graph.kinds):
         attention = kind.attention
         window = f", window {attention.window}" if attention.window else ""
-        lines.append(f"  kind {k} {kind.name}: {attention.num_heads} heads, {attention.num_kv_heads} kv, head_dim {attention.head_dim}{window}")
+        heads = f"{attention.num_heads} heads, {attention.num_kv_heads} kv, head_dim {attention.head_dim}"
+        lines.append(f"  kind {k} {kind.name}: {heads}{window}")
         lines += [
             f"    {linear.name} [{linear.out_features}, {linear.in_features}]"
             + (f" x{linear.experts} experts, {linear.active_experts} active" if linear.experts > 1 else "")
@@ -54,7 +55,8 @@ def format_plan(plan: Plan) -> str:
     """The plan: workload, stages with their layers and memory, prediction, quality, optimality."""
     workload, pipeline, prediction = plan.workload, plan.pipeline, plan.prediction
     lines = [
-        f"plan for {plan.model}: batch {workload.batch_size}, prompt {workload.prompt_len}, generate {workload.gen_len}, {plan.compute_dtype}",
+        f"plan for {plan.model}: batch {workload.batch_size}, prompt {workload.prompt_len}, generate {workload.gen_len}, "
+        f"{plan.compute_dtype}",
         f"  micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences",
     ]
     for stage, memory in zip(plan.stages, prediction.memory, strict=True):
@@ -82,7 +84,8 @@ def format_optimality(plan: Plan) -> str:
     if optimality.bound is None or optimality.gap is None:
         return f"objective {optimality.objective:.6g} s by {optimality.solver}, a baseline that proves nothing"
     state = "proven" if optimality.proven else "not proven"
-    return f"objective {optimality.objective:.6g} s by {optimality.solver}, bound {optimality.bound:.6g} s, gap {optimality.gap:.2%} {state}"
+    bound = f"bound {optimality.bound:.6g} s, gap {optimality.gap:.2%} {state}"
+    return f"objective {optimality.objective:.6g} s by {optimality.solver}, {bound}"
 
 
 def format_sensitivity(table: SensitivityTable) -> str:

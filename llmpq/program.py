@@ -4,25 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmpq.cluster import Cluster
 from llmpq.costs import CostTable
 from llmpq.graph import LayerGraph
+from llmpq.hardware.cluster import Cluster
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import Precision
-from llmpq.rules import Rule
 from llmpq.sensitivity import SensitivityTable
+from llmpq.solver.rules import Rule
 from llmpq.workload import Batch
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The quality asked for: a budget in nats per token (`explicit` when the user named it), or theta seconds per nat per token."""
+    """The quality asked for: a budget in nats per token (`explicit`: the user named it), or theta seconds per nat per token."""
 
     budget: float | None = 0.01980262729617973  # ln(1.02): --max-ppl-increase 0.02
     theta: float | None = None
     explicit: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -37,6 +39,7 @@ class Request:
     gap: float = 1e-3
     time_limit_s: float = 60.0
 
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Where indicators look: the model's directory, and the token ids of the calibration text."""
@@ -44,6 +47,7 @@ class Calibration:
     checkpoint: Path
     token_ids: tuple[int, ...]
     text_name: str
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

@@ -28,7 +28,10 @@ class SensitivityTable:
 
 def prior(graph: LayerGraph, precisions: tuple[Precision, ...]) -> SensitivityTable:
     """The documented prior: each precision's published joint increase, spread over the layers by their weights."""
-    weights = [sum(linear.in_features * linear.out_features * linear.experts for linear in graph.kind_of(i).linears) for i in range(graph.num_layers)]
+    weights = [
+        sum(linear.in_features * linear.out_features * linear.experts for linear in graph.kind_of(i).linears)
+        for i in range(graph.num_layers)
+    ]
     share = [weight / sum(weights) for weight in weights]
     quantizable = [graph.kind_of(i).is_quantizable for i in range(graph.num_layers)]
     rows = tuple(
@@ -39,5 +42,5 @@ def prior(graph: LayerGraph, precisions: tuple[Precision, ...]) -> SensitivityTa
         tuple(precision.name for precision in precisions),
         rows,
         "prior",
-        "prior: published perplexities of round to nearest on Llama-2 (arXiv 2306.00978), spread evenly; not measured on this model",
+        "prior from published perplexities of Llama-2 (arXiv 2306.00978), spread evenly; not measured on this model",
     )

@@ -38,5 +38,7 @@ def plan_problems(plan: Plan, program: Program) -> list[str]:
     ]
     pipeline = plan.pipeline
     if pipeline.decode_micro_batch % pipeline.prefill_micro_batch:
-        problems.append(f"prefill micro-batch {pipeline.prefill_micro_batch} does not divide decode micro-batch {pipeline.decode_micro_batch}")
+        problems.append(
+            f"prefill micro-batch {pipeline.prefill_micro_batch} does not divide decode micro-batch {pipeline.decode_micro_batch}"
+        )
     return problems

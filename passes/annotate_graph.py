@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from llmpq.annotation import KEY, Annotation, annotation_of
 from llmpq.errors import PassError
+from llmpq.fx.annotation import KEY, Annotation, annotation_of
 from llmpq.program import Program
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class AnnotateGraph:
     provides: ClassVar[tuple[str, ...]] = ("graph_module",)
 
     def apply(self, program: Program) -> Program:
-        from llmpq.fx_graphs import copy_graph, with_graph
+        from llmpq.fx.graphs import copy_graph, with_graph
 
         module = program.require("graph_module")
         layers = _layer_annotations(program)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from llmpq.candidates import Candidate, build_problem, candidates
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
-from llmpq.planning import make_plan
-from llmpq.problem import Assignment, Problem, evaluate
+from llmpq.planning.candidates import Candidate, build_problem, candidates
+from llmpq.planning.make_plan import make_plan
 from llmpq.program import Program
+from llmpq.solver.problem import Assignment, Problem, evaluate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
-from llmpq.planning import make_plan
+from llmpq.planning.make_plan import make_plan
+from llmpq.planning.search import search
 from llmpq.program import Program
-from llmpq.search import search
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
-from llmpq.planning import make_plan
-from llmpq.problem import Cells, Problem
+from llmpq.planning.make_plan import make_plan
+from llmpq.planning.search import Found, search
 from llmpq.program import Program
-from llmpq.search import Found, search
+from llmpq.solver.problem import Cells, Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from llmpq.candidates import orders_are_complete
 from llmpq.plan import Optimality
-from llmpq.planning import make_plan
+from llmpq.planning.candidates import orders_are_complete
+from llmpq.planning.make_plan import make_plan
+from llmpq.planning.search import search_or_explain
 from llmpq.program import Program
-from llmpq.search import search_or_explain
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from llmpq.costs import derive_costs
+from llmpq.hardware.support import compute_dtype
 from llmpq.program import Program
-from llmpq.support import compute_dtype
 
 
 @dataclass(frozen=True, slots=True)

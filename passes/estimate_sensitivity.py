@@ -30,6 +30,6 @@ class EstimateSensitivity:
             raise InputError("indicator 'variance' needs the model's weights; compile a model directory, or use the prior")
         if calibration is None or self.indicator == "prior":
             return replace(program, sensitivity=prior(program.graph, program.request.precisions))
-        from llmpq.indicators import variance
+        from llmpq.quantization.indicators import variance
 
         return replace(program, sensitivity=variance(program.graph, program.request.precisions, calibration))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmpq.annotation import KEY, Annotation, annotation_of
 from llmpq.errors import PassError
+from llmpq.fx.annotation import KEY, Annotation, annotation_of
 from llmpq.program import Program
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Rematerialize:
     provides: ClassVar[tuple[str, ...]] = ("graph_module",)
 
     def apply(self, program: Program) -> Program:
-        from llmpq.fx_graphs import copy_graph, downstream, with_graph
+        from llmpq.fx.graphs import copy_graph, downstream, with_graph
 
         module = program.require("graph_module")
         graph = copy_graph(module)
@@ -38,7 +38,7 @@ class Rematerialize:
 
 def _from_ids(graph: "Graph", module: "GraphModule", behind: set["Node"]) -> set["Node"]:
     """The nodes before the layers whose values come from input_ids: the embeddings, but nothing that reads only their shape."""
-    from llmpq.fx_graphs import placeholders, reads_shape_only
+    from llmpq.fx.graphs import placeholders, reads_shape_only
 
     found = {placeholders(graph)["input_ids"]}
     for node in graph.nodes:
@@ -57,7 +57,7 @@ class _Cloner:
         self._clones: dict[Node, Node] = {}
 
     def run(self) -> None:
-        from llmpq.fx_graphs import placeholders
+        from llmpq.fx.graphs import placeholders
 
         own = [node for node in self._graph.nodes if (found := annotation_of(node)) is not None and found.stage == self._stage]
         if not own:

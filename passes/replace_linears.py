@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from llmpq.annotation import annotation_of
 from llmpq.errors import PassError
+from llmpq.fx.annotation import annotation_of
 from llmpq.graph import Linear
 from llmpq.precision import Precision, parse_precision
 from llmpq.program import Program
@@ -30,8 +30,8 @@ class ReplaceLinears:
 def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
     import torch
 
-    from llmpq.fx_graphs import copy_graph, with_graph
-    from llmpq.modules import copy_sharing_tensors
+    from llmpq.fx.graphs import copy_graph, with_graph
+    from llmpq.fx.modules import copy_sharing_tensors
 
     dtype = getattr(torch, program.require("compute_dtype"))
     graph = copy_graph(stage)
@@ -50,7 +50,7 @@ def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
 def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "torch.dtype") -> None:
     from torch import nn
 
-    from llmpq.quantized_linear import QuantizedLinear
+    from llmpq.quantization.quantized_linear import QuantizedLinear
 
     found = layer.get_submodule(linear.name)
     if not isinstance(found, nn.Linear):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llmpq.annotation import annotation_of
 from llmpq.errors import PassError
+from llmpq.fx.annotation import annotation_of
 from llmpq.program import Program
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def _restore(part: Any, module: "GraphModule", hidden: "Node | None") -> "GraphM
     """The part with the uniform signature, with the model's own paths, and with parameters it reads itself (`get_attr`)."""
     from torch.fx import Graph
 
-    from llmpq.fx_graphs import with_graph
-    from llmpq.tracing import INPUTS
+    from llmpq.frontend.tracing import INPUTS
+    from llmpq.fx.graphs import with_graph
 
     originals = {node.name: node for node in module.graph.nodes}
     graph = Graph()

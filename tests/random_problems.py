@@ -3,7 +3,7 @@
 import random
 from itertools import combinations_with_replacement, product
 
-from llmpq.problem import Assignment, EndCost, Matrix, Problem, Row, evaluate
+from llmpq.solver.problem import Assignment, EndCost, Matrix, Problem, Row, evaluate
 
 OPTIONS = ("w4a16", "w8a16", "16")
 

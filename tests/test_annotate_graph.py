@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmpq.annotation import Annotation, annotation_of
 from llmpq.errors import PassError
+from llmpq.fx.annotation import Annotation, annotation_of
 from llmpq.passes.annotate_graph import AnnotateGraph
 from llmpq.printing import format_graph_module
 from llmpq.program import Program

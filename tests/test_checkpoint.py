@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmpq.checkpoint import Checkpoint
+from llmpq.checkpoint.reader import Checkpoint
 from llmpq.errors import CheckpointError
 from tests.tiny_checkpoint import llama, save_llama
 

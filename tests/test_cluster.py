@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpq.cluster import Cluster, Device, Link, PairLink
-from llmpq.devices import device_types
 from llmpq.errors import ClusterError, InputError
+from llmpq.hardware.cluster import Cluster, Device, Link, PairLink
+from llmpq.hardware.devices import device_types
 from llmpq.serialize import dumps, loads
 
 SHORT = st.lists(
@@ -126,6 +126,6 @@ def test_a_device_is_built_from_its_parts() -> None:
 
 
 def test_loading_a_cluster_imports_no_torch() -> None:
-    load = "from llmpq.cluster import Cluster; Cluster.load('3xT4,CPU'); import llmpq.support"
+    load = "from llmpq.hardware.cluster import Cluster; Cluster.load('3xT4,CPU'); import llmpq.hardware.support"
     program = f"import sys; {load}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -5,12 +5,12 @@ from textwrap import dedent
 
 import pytest
 
-from llmpq.cluster import Cluster, Link
-from llmpq.devices import device_types
 from llmpq.errors import ClusterError
+from llmpq.hardware.cluster import Cluster, Link
+from llmpq.hardware.devices import device_types
+from llmpq.hardware.support import supported_precisions
 from llmpq.precision import PRECISIONS
 from llmpq.serialize import dumps, loads
-from llmpq.support import supported_precisions
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "clusters"
 MIB = 2**20

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpq.cluster import Cluster
 from llmpq.costs import activation_bytes, derive_costs, kv_cache_bytes, layer_latency_s
 from llmpq.costs.table import micro_batch_sizes
+from llmpq.hardware.cluster import Cluster
 from llmpq.precision import PRECISIONS, parse_precisions
 from llmpq.workload import Batch
 from tests.values import llama_graph, llama_kind, two_cpus
@@ -37,7 +37,11 @@ def test_latency_grows_with_rows_tokens_and_context(rows: int, tokens: int, prec
         return layer_latency_s(device, kind, PRECISIONS[precision], rows, tokens, context, "bfloat16", "local")
 
     here = seconds(rows, tokens, tokens)
-    assert 0 < here <= min(seconds(rows + 1, tokens, tokens), seconds(rows, tokens + 1, tokens + 1), seconds(rows, tokens, tokens + 8))
+    assert (
+        0
+        < here
+        <= min(seconds(rows + 1, tokens, tokens), seconds(rows, tokens + 1, tokens + 1), seconds(rows, tokens, tokens + 8))
+    )
 
 
 def test_half_the_speed_takes_twice_the_time() -> None:
@@ -82,7 +86,9 @@ def test_the_table_has_a_cell_for_every_kind_device_option_and_size() -> None:
     for phase, micro_batch in {("prefill", p) for p, _ in sizes} | {("decode", d) for _, d in sizes}:
         cells = costs.phase(phase, micro_batch).layer_s
         assert [len(kind) for kind in cells] == [2]
-        assert all(len(device) == 3 and all(cell is not None and cell > 0 for cell in device) for kind in cells for device in kind)
+        assert all(
+            len(device) == 3 and all(cell is not None and cell > 0 for cell in device) for kind in cells for device in kind
+        )
     assert costs.layer_bytes[0][0] > costs.layer_bytes[0][1] > costs.layer_bytes[0][2]
     assert costs.first_bytes == 512 * 128 * 2
 

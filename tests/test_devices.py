@@ -2,8 +2,16 @@
 
 import pytest
 
-from llmpq.devices import DTYPES, DeviceType, closest_type, device_types, find_card_type, find_device_type, parse_capability
 from llmpq.errors import ClusterError
+from llmpq.hardware.devices import (
+    DTYPES,
+    DeviceType,
+    closest_type,
+    device_types,
+    find_card_type,
+    find_device_type,
+    parse_capability,
+)
 from llmpq.serialize import dumps, loads
 
 GIB = 2**30

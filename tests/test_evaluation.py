@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_windows_give_what_one_pass_gives_when_the_text_is_short() -> None:
     def bigram(tokens: Sequence[int]) -> torch.Tensor:
         return table[torch.tensor(list(tokens))]
 
-    direct = -sum(float(table[a, b]) for a, b in zip(ids, ids[1:])) / (len(ids) - 1)
+    direct = -sum(float(table[a, b]) for a, b in pairwise(ids)) / (len(ids) - 1)
     for window in (8, 16, 64):
         assert evaluate_text(ids, bigram, window=window).cross_entropy == pytest.approx(direct, rel=1e-5)
 

@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPVisionConfig
 
 from llmpq.errors import TraceError
-from llmpq.frontend import build_model, load_config
-from llmpq.models import bundled_configurations, resolve, trace_source
+from llmpq.frontend.build import build_model, load_config
+from llmpq.frontend.models import bundled_configurations, resolve, trace_source
 from tests.tiny_models import CONFIGS, EAGER_ONLY, tiny_config, tiny_model
 
 PUBLISHED = {  # billions of parameters: model cards, safetensors metadata on the hub

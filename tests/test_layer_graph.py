@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from llmpq.errors import TraceError
-from llmpq.frontend import build_model, trace_model
+from llmpq.frontend.build import build_model, trace_model
+from llmpq.frontend.layer_graph import layer_graph
+from llmpq.frontend.tracing import trace
 from llmpq.graph import Attention, LayerGraph, Linear
-from llmpq.layer_graph import layer_graph
-from llmpq.tracing import trace
 from tests.tiny_models import CONFIGS, tiny_config, tiny_model
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from llmpq.checkpoint.loadable_engines import loadable_engines
 from llmpq.graph import LayerGraph
-from llmpq.loadable_engines import loadable_engines
 from tests.tiny_checkpoint import LINEARS, graph, plan
 
 

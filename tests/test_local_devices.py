@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmpq.cluster import Cluster
-from llmpq.devices import device_types
-from llmpq.local_devices import LocalCard, describe, has_kernels, local_cards
+from llmpq.hardware.cluster import Cluster
+from llmpq.hardware.devices import device_types
+from llmpq.hardware.local_devices import LocalCard, describe, has_kernels, local_cards
 
 GIB = 2**30
 NEW_BUILD = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")

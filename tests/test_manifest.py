@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmpq.checkpoint import Checkpoint
+from llmpq.checkpoint.manifest import Manifest, check_size, is_output, problems, sha256, verify
+from llmpq.checkpoint.reader import Checkpoint
+from llmpq.checkpoint.shards import write_shards
 from llmpq.errors import CheckpointError
-from llmpq.manifest import Manifest, check_size, is_output, problems, sha256, verify
-from llmpq.shards import write_shards
 from tests.tiny_checkpoint import graph, plan, save_llama
 
 STAGE = "model-stage-00001-of-00002.safetensors"

@@ -8,7 +8,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from llmpq.errors import CheckpointError, InputError
-from llmpq.models import (
+from llmpq.frontend.models import (
     ModelSource,
     bundled_configurations,
     calibration_text,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmpq import ops
+from llmpq.fx import ops
 from llmpq.runtime.kv_cache import PassingCache
 
 

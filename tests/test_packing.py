@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpq.errors import CheckpointError
-from llmpq.packing import layout, pack, pack_codes, unpack, unpack_codes
 from llmpq.precision import PRECISIONS, Precision
-from llmpq.quantization import quantize
+from llmpq.quantization.packing import layout, pack, pack_codes, unpack, unpack_codes
+from llmpq.quantization.rounding import quantize
 
 INTEGER = [PRECISIONS[name] for name in ("w8a8", "w8a16", "w4a16", "w3a16")]
 by_name = pytest.mark.parametrize("precision", INTEGER, ids=lambda precision: precision.name)

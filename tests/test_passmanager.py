@@ -17,13 +17,15 @@ def test_every_pass_keeps_the_contract(name: str) -> None:
     assert cls.name == name
     assert cls.__module__ == f"llmpq.passes.{name.replace('-', '_')}"
     assert is_dataclass(cls)
-    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert cls.__dataclass_params__.frozen
     assert isinstance(cls(), Pass)
     assert set(cls.requires) | set(cls.provides) <= PROVIDABLE
     assert cls.provides
 
 
-@pytest.mark.parametrize("text", [PLANNING, LOWERING, "assign-joint{gap=0.0001,time_limit=5.0}", "estimate-sensitivity{indicator=prior}"])
+@pytest.mark.parametrize(
+    "text", [PLANNING, LOWERING, "assign-joint{gap=0.0001,time_limit=5.0}", "estimate-sensitivity{indicator=prior}"]
+)
 def test_pipelines_round_trip_through_text(text: str) -> None:
     assert format_pipeline(parse_pipeline(text)) == text
 

@@ -8,7 +8,9 @@ from llmpq.errors import InputError
 from llmpq.precision import PRECISIONS, QUANTIZABLE, parse_precision, parse_precisions
 
 
-@pytest.mark.parametrize(("in_features", "size"), [(4096, 128), (192, 64), (96, 32), (100, 100), (60, 60), (14336, 128), (7, 7), (172, 86)])
+@pytest.mark.parametrize(
+    ("in_features", "size"), [(4096, 128), (192, 64), (96, 32), (100, 100), (60, 60), (14336, 128), (7, 7), (172, 86)]
+)
 def test_group_size_is_one_that_kernels_know_where_it_divides(in_features: int, size: int) -> None:
     assert PRECISIONS["w4a16"].group_size_for(in_features) == size
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmpq.errors import InputError
-from llmpq.problem import Assignment, EndCost, Problem, Row, evaluate, load_problem
+from llmpq.solver.problem import Assignment, EndCost, Problem, Row, evaluate, load_problem
 from tests.random_problems import random_problem
 
 PLANNING = Path(__file__).parent / "data" / "planning"

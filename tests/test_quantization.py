@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from llmpq.errors import QuantizationError
 from llmpq.precision import PRECISIONS, Precision
-from llmpq.quantization import quantize, quantize_activation_per_token
+from llmpq.quantization.rounding import quantize, quantize_activation_per_token
 
 INTEGER = [PRECISIONS[name] for name in ("w8a8", "w8a16", "w4a16", "w3a16")]
 by_name = pytest.mark.parametrize("precision", INTEGER, ids=lambda precision: precision.name)

@@ -1,7 +1,7 @@
 """quantization_config: groups, formats, and the way back; accepted by compressed-tensors."""
 
+from llmpq.checkpoint.quantization_config import module_precisions, quantization_config
 from llmpq.precision import PRECISIONS
-from llmpq.quantization_config import module_precisions, quantization_config
 
 W8A8, W8A16, W4A16, W16 = (PRECISIONS[name] for name in ("w8a8", "w8a16", "w4a16", "16"))
 

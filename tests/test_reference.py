@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmpq import quantization
-from llmpq.checkpoint import Checkpoint
-from llmpq.manifest import verify
+from llmpq.checkpoint.manifest import verify
+from llmpq.checkpoint.reader import Checkpoint
+from llmpq.checkpoint.reference import dequantized_state, reference_model
+from llmpq.checkpoint.shards import write_shards
 from llmpq.precision import PRECISIONS
-from llmpq.quantization import quantize, quantize_activation_per_token
-from llmpq.reference import dequantized_state, reference_model
-from llmpq.shards import write_shards
+from llmpq.quantization import rounding
+from llmpq.quantization.rounding import quantize, quantize_activation_per_token
 from tests.tiny_checkpoint import MIXED, MIXTRAL_LINEARS, graph, llama, plan, save_llama, save_mixtral
 
 TOKENS = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(3))
@@ -69,7 +69,7 @@ def test_transformers_loads_the_output_without_a_warning_and_agrees_within_the_n
 def test_transformers_in_fp32_agrees_exactly_once_activations_are_scaled_alike(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantization, "ACTIVATION_STEPS", 127.5)
+    monkeypatch.setattr(rounding, "ACTIVATION_STEPS", 127.5)
     model, _ = load(out, torch.float32)
     torch.testing.assert_close(log_probabilities(model), log_probabilities(reference_model(out)), rtol=0, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_rounding_activations_changes_the_result_and_rounding_weights_changes_it
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = log_probabilities(reference_model(out))
-    monkeypatch.setattr("llmpq.reference.quantize_activation_per_token", lambda x: x)
+    monkeypatch.setattr("llmpq.checkpoint.reference.quantize_activation_per_token", lambda x: x)
     without = log_probabilities(reference_model(out))
     original = log_probabilities(llama().float())
     assert 0 < float((whole - without).abs().mean()) < float((without - original).abs().mean())
@@ -116,7 +116,7 @@ def test_a_mixture_of_experts_is_stored_under_the_names_of_its_modules_and_loads
     experts = graph(tied=False, linears=MIXTRAL_LINEARS)
     write_shards(tmp_path / "out", Checkpoint.open(source), experts, plan(), assets=source, build={})
     assert verify(tmp_path / "out").engines["transformers"] is True
-    monkeypatch.setattr(quantization, "ACTIVATION_STEPS", 127.5)
+    monkeypatch.setattr(rounding, "ACTIVATION_STEPS", 127.5)
     model, said = load(tmp_path / "out", torch.float32)
     assert said == []
     torch.testing.assert_close(log_probabilities(model), log_probabilities(reference_model(tmp_path / "out")), rtol=0, atol=1e-5)

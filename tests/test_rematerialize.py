@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import fx
 
-from llmpq.annotation import annotation_of
 from llmpq.errors import PassError
-from llmpq.fx_graphs import copy_graph, with_graph
+from llmpq.fx.annotation import annotation_of
+from llmpq.fx.graphs import copy_graph, with_graph
 from llmpq.passes.annotate_graph import AnnotateGraph
 from llmpq.passes.rematerialize import Rematerialize
 from llmpq.printing import format_graph_module

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llmpq.annotation import annotation_of
-from llmpq.frontend import build_model
-from llmpq.packing import pack
+from llmpq.frontend.build import build_model
+from llmpq.fx.annotation import annotation_of
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.precision import PRECISIONS
 from llmpq.program import Program
-from llmpq.quantization import quantize, quantize_activation_per_token
-from llmpq.quantized_linear import QuantizedLinear
+from llmpq.quantization.packing import pack
+from llmpq.quantization.quantized_linear import QuantizedLinear
+from llmpq.quantization.rounding import quantize, quantize_activation_per_token
 from tests.tiny_models import calls, program_of, run, tiny_config, tiny_model
 
 MIXED = (("16", "w4a16"), ("w8a16", "w8a8"))

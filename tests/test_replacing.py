@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llmpq.checkpoint.replacing import replacing
 from llmpq.errors import InputError
-from llmpq.replacing import replacing
 
 
 def fill(out: Path, text: str, may_replace: bool = True) -> None:

@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 
 from llmpq.errors import RuleError
-from llmpq.problem import Assignment
-from llmpq.rules import RuleContext, parse_rule, parse_rules, rule_rows
+from llmpq.solver.problem import Assignment
+from llmpq.solver.rules import RuleContext, parse_rule, parse_rules, rule_rows
 
 CONTEXT = RuleContext(
     num_layers=3,

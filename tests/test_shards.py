@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmpq.checkpoint import Checkpoint
+from llmpq.checkpoint.reader import Checkpoint
+from llmpq.checkpoint.shards import Progress, stage_tensors, write_shards
 from llmpq.errors import CheckpointError, InputError, QuantizationError
-from llmpq.packing import unpack
 from llmpq.plan import Plan
 from llmpq.precision import PRECISIONS
-from llmpq.quantization import quantize
+from llmpq.quantization.packing import unpack
+from llmpq.quantization.rounding import quantize
 from llmpq.serialize import loads
-from llmpq.shards import Progress, stage_tensors, write_shards
 from tests.tiny_checkpoint import MIXED, graph, llama, plan, save_llama
 
 Written = tuple[Path, Path]

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from llmpq.commands.solve import command
 from llmpq.errors import InfeasibleError, InputError, TimeLimitError
-from llmpq.problem import Problem, Row, evaluate, load_problem
-from llmpq.rules import RuleContext, parse_rules, rule_rows
 from llmpq.solver.classes import classify
 from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.milp import breaks, least_sensitivity, relaxation_bound, shortage, solve
 from llmpq.solver.model import latency_model
 from llmpq.solver.narrow import narrow
+from llmpq.solver.problem import Problem, Row, evaluate, load_problem
+from llmpq.solver.rules import RuleContext, parse_rules, rule_rows
 from llmpq.solver.solution import Solution
 from tests.random_problems import enumerate_optimum, random_problem
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from llmpq.problem import Problem, load_problem
-from llmpq.rules import Row, Rule, RuleContext, parse_rules, rule_rows
 from llmpq.solver.demands import Demand, demands, highs_conflict, keeping, minimal_core
 from llmpq.solver.explain import explain_infeasible
 from llmpq.solver.milp import solve
+from llmpq.solver.problem import Problem, load_problem
+from llmpq.solver.rules import Row, Rule, RuleContext, parse_rules, rule_rows
 from llmpq.solver.smt import solve_small, unsat_core
 from tests.random_problems import enumerate_optimum, random_problem
 

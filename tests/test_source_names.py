@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmpq.source_names import fused_parameters, module_sources
+from llmpq.checkpoint.source_names import fused_parameters, module_sources
 from tests.tiny_checkpoint import MIXTRAL_LINEARS, graph
 
 

@@ -8,15 +8,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llmpq.annotation import KEY
 from llmpq.errors import PassError
-from llmpq.fx_graphs import copy_graph, with_graph
+from llmpq.frontend.tracing import INPUTS
+from llmpq.fx.annotation import KEY
+from llmpq.fx.graphs import copy_graph, with_graph
 from llmpq.passes.annotate_graph import AnnotateGraph
 from llmpq.passes.rematerialize import Rematerialize
 from llmpq.passes.split_by_stage import SplitByStage
 from llmpq.printing import format_graph_module
 from llmpq.program import Program
-from llmpq.tracing import INPUTS
 from tests.conftest import Golden
 from tests.tiny_models import CONFIGS, calls, program_of, run, tiny_model
 

@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
+from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
 from llmpq.errors import CheckpointError, LlmpqWarning
-from llmpq.stage_layout import Placement, place_tensors, stage_file
 from tests.tiny_checkpoint import LAYERS, LINEARS, graph, plan
 
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")

@@ -5,10 +5,10 @@ from itertools import product
 
 import pytest
 
-from llmpq.devices import DeviceType, device_types
 from llmpq.errors import InputError
+from llmpq.hardware.devices import DeviceType, device_types
+from llmpq.hardware.support import compute_dtype, engines, support, supported_precisions
 from llmpq.precision import PRECISIONS
-from llmpq.support import compute_dtype, engines, support, supported_precisions
 
 ALL = tuple(PRECISIONS.values())
 TYPES = device_types()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from llmpq.checkpoint.tensor_file import DTYPES, TensorFile, TensorFileWriter, TensorInfo
 from llmpq.errors import CheckpointError
-from llmpq.tensor_file import DTYPES, TensorFile, TensorFileWriter, TensorInfo
 
 DTYPE = st.sampled_from(sorted(DTYPES))
 SHAPE = st.lists(st.integers(0, 5), max_size=3).map(tuple)

@@ -10,11 +10,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel, masking_utils
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
-from llmpq import ops
 from llmpq.errors import TraceError
+from llmpq.frontend.layer_graph import layer_graph
+from llmpq.frontend.tracing import INPUTS, decoder_layers, trace
+from llmpq.fx import ops
 from llmpq.graph import LayerGraph
-from llmpq.layer_graph import layer_graph
-from llmpq.tracing import INPUTS, decoder_layers, trace
 from tests.tiny_models import CONFIGS, EAGER_ONLY, calls, run, tiny_model
 
 CASES = [(family, how) for family in CONFIGS for how in ("sdpa", "eager") if how == "eager" or family not in EAGER_ONLY]

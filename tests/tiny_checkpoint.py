@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from llmpq.cluster import Cluster
 from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter
+from llmpq.hardware.cluster import Cluster
 from llmpq.plan import ComputeDtype, Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.workload import Batch
 

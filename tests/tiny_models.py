@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, fx
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from llmpq.cluster import Cluster
+from llmpq.frontend.layer_graph import layer_graph
+from llmpq.frontend.tracing import trace
 from llmpq.graph import LayerGraph
-from llmpq.layer_graph import layer_graph
+from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request
 from llmpq.runtime.kv_cache import KvCache
-from llmpq.tracing import trace
 from llmpq.workload import Batch
 
 VOCABULARY = 64

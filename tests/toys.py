@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmpq.cluster import Cluster
 from llmpq.graph import Attention, LayerGraph, LayerKind
+from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.runtime.kv_cache import KvCache, PassingCache
 from llmpq.workload import Batch

@@ -1,11 +1,13 @@
 """Small values that several tests build on."""
 
-from llmpq.cluster import Cluster
-from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter
+from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
+from llmpq.hardware.cluster import Cluster
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.workload import Batch
 
+WORKLOAD = Batch(8, 64, 32)
+TWO_PERCENT = Target()
 TWO_CPUS = """
 name: two-cpus
 devices:
@@ -24,7 +26,8 @@ def two_cpus(first: str = "64 MiB", second: str = "64 MiB") -> Cluster:
 def llama_kind(hidden: int = 128, kv_heads: int = 1, ffn: int = 256, head_dim: int = 64, window: int | None = None) -> LayerKind:
     """A Llama layer as the tracer reports it."""
     kv = kv_heads * head_dim
-    attention, mlp = ("attention", "mlp")
+    attention: Part = "attention"
+    mlp: Part = "mlp"
     return LayerKind(
         "layer-0",
         (
@@ -64,9 +67,9 @@ def llama_graph(num_layers: int = 4, hidden: int = 128, vocab: int = 512, tied: 
 def program(
     graph: LayerGraph | None = None,
     cluster: Cluster | None = None,
-    workload: Batch = Batch(8, 64, 32),
+    workload: Batch = WORKLOAD,
     precisions: str = "16,w8a16,w4a16",
-    target: Target = Target(),
+    target: Target = TWO_PERCENT,
 ) -> Program:
     """A program before any pass."""
     return Program(graph or llama_graph(), Request(cluster or two_cpus(), workload, parse_precisions(precisions), target))

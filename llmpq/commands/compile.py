@@ -12,9 +12,8 @@ from llmpq.commands.output import print_json, print_plan, progress, stdout
 @click.command("compile")
 @click.argument("model")
 @planning_options
-@click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default.")
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
-def command(model: str, out: Path, calibration: str | None, as_json: bool, **values: Any) -> None:
+def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     """Plan, quantize and write MODEL as one shard per device."""
     from llmpq.compiler import compile
 
@@ -27,7 +26,6 @@ def command(model: str, out: Path, calibration: str | None, as_json: bool, **val
             out=out,
             observe=planning.observer,
             progress=advance,
-            calibration=calibration,
             **planning.options,
         )
     if as_json:

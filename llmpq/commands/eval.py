@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def command(model: str, text: str, against: str | None, window: int, max_tokens: int | None, as_json: bool) -> None:
     """Cross entropy and perplexity of MODEL (a compiled output or an original model) over a text."""
     from llmpq.evaluation import evaluate_text
-    from llmpq.models import read_text, token_ids
+    from llmpq.frontend.models import read_text, token_ids
 
     content, name = read_text(text)
     scorer, tokenizer = _scorer(model)
@@ -33,21 +33,22 @@ def command(model: str, text: str, against: str | None, window: int, max_tokens:
     if as_json:
         print_json(result)
         return
-    line = f"{model} on {name}: cross entropy {result.cross_entropy:.4f} nats per token, perplexity {result.perplexity:.3f}, {result.tokens} tokens"
+    figures = f"cross entropy {result.cross_entropy:.4f} nats per token, perplexity {result.perplexity:.3f}"
+    line = f"{model} on {name}: {figures}, {result.tokens} tokens"
     stdout().print(line + ("" if result.kl is None else f", kl {result.kl:.4f} from {against}"))
 
 
 def _scorer(model: str) -> "tuple[LogProbs, Any]":
     """Log-probabilities by our stages for a compiled output, by transformers for any other model; and the tokenizer."""
-    from llmpq.manifest import is_output
-    from llmpq.models import load_tokenizer, resolve
+    from llmpq.checkpoint.manifest import is_output
+    from llmpq.frontend.models import load_tokenizer, resolve
 
     if is_output(Path(model)):
         from llmpq.compiled import load
 
         compiled = load(model)
         return compiled.log_probs, compiled.tokenizer
-    from llmpq.original import load_original, log_probs_of
+    from llmpq.quantization.original import load_original, log_probs_of
 
     directory = resolve(model, weights=True).directory
     if directory is None:

@@ -11,9 +11,9 @@ from llmpq.commands.output import print_json, stdout
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(as_json: bool) -> None:
     """Known backends: what executes a compiled model."""
-    from llmpq.backend import BACKENDS, backend_class
+    from llmpq.backend import BACKENDS, load_backend
 
-    rows = [{"name": name, "summary": import_doc(backend_class(name))} for name in BACKENDS]
+    rows = [{"name": name, "summary": import_doc(load_backend(name))} for name in BACKENDS]
     if as_json:
         print_json(rows)
         return

@@ -3,11 +3,11 @@
 import click
 from rich.table import Table
 
-from llmpq.cluster import Cluster
 from llmpq.commands.output import notice, print_json, stdout
-from llmpq.devices import DeviceType, device_types
+from llmpq.hardware.cluster import Cluster
+from llmpq.hardware.devices import DeviceType, device_types
+from llmpq.hardware.support import support
 from llmpq.precision import PRECISIONS
-from llmpq.support import support
 from llmpq.units import format_bandwidth, format_bytes
 
 
@@ -23,7 +23,12 @@ def command(as_json: bool, engine: str) -> None:
     table = Table("type", "memory", "bandwidth", "16-bit peak", "precisions", "source")
     for kind in device_types().values():
         table.add_row(
-            kind.name, format_bytes(kind.memory_bytes), format_bandwidth(kind.bandwidth_bytes_per_s), _peak(kind), _precisions(engine, kind), kind.source
+            kind.name,
+            format_bytes(kind.memory_bytes),
+            format_bandwidth(kind.bandwidth_bytes_per_s),
+            _peak(kind),
+            _precisions(engine, kind),
+            kind.source,
         )
     stdout().print(table)
     stdout().print("this machine: " + ", ".join(f"{d.name} ({format_bytes(d.memory_bytes)})" for d in here.devices))

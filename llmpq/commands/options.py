@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -17,7 +17,9 @@ from llmpq.workload import Batch
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--cluster", "-c", "cluster", required=True, metavar="C", help='A cluster file, or "3xT4,1xV100-32", or "local".'),
+    click.option(
+        "--cluster", "-c", "cluster", required=True, metavar="C", help='A cluster file, or "3xT4,1xV100-32", or "local".'
+    ),
     click.option("--batch-size", type=int, default=32, show_default=True, help="Sequences generated together."),
     click.option("--prompt-len", type=int, default=512, show_default=True, help="Tokens of a prompt."),
     click.option("--gen-len", type=int, default=100, show_default=True, help="Tokens generated for each."),
@@ -26,7 +28,8 @@ _OPTIONS = (
     click.option("--theta", type=float, help="Instead of a target: seconds per nat per token in the objective."),
     click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers may be kept at."),
     click.option("--engine", default="local", show_default=True, help="What will run the plan."),
-    click.option("--constraint", "constraints", multiple=True, metavar="RULE", help="For instance \"layers[0:2].bits >= 8\"."),
+    click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
+    click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),
     click.option("--indicator", default="auto", show_default=True, help="Sensitivity: variance, prior or auto."),
     click.option("--sensitivity", type=click.Path(), help="A sensitivity table to use instead of an indicator."),
     click.option("--assign", default="assign-joint", show_default=True, help="The assignment pass: assign-joint or a baseline."),
@@ -59,7 +62,7 @@ class Planning:
         return Planning(
             cluster=values["cluster"],
             workload=Batch(values["batch_size"], values["prompt_len"], values["gen_len"]),
-            options=PlanningOptions(time_limit_s=values["time_limit"], **options),
+            options=cast(PlanningOptions, {**options, "time_limit_s": values["time_limit"]}),
             observer=printer(values["print_after"]),
         )
 

@@ -75,7 +75,10 @@ def print_plan(plan: Plan, notices: tuple[str, ...]) -> None:
         notice(text)
     console, prediction, pipeline = stdout(), plan.prediction, plan.pipeline
     console.print(plan_table(plan))
-    console.print(f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} of {plan.workload.batch_size} sequences")
+    console.print(
+        f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} "
+        f"of {plan.workload.batch_size} sequences"
+    )
     console.print(
         f"predicted       {plan.tokens_per_s:.4g} tokens/s; prefill {format_seconds(prediction.prefill_s)}, "
         f"decode {format_seconds(prediction.decode_s)} ({prediction.provenance})"

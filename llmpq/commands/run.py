@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--processes", is_flag=True, help="One process per stage on this machine; under torchrun this is implied.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, as_json: bool, **sampling: Any) -> None:
+def command(
+    out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, as_json: bool, **sampling: Any
+) -> None:
     """Continue prompts with the compiled model in OUT: in one process, or one process per stage."""
     from llmpq.compiled import load
 

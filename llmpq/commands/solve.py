@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llmpq.errors import InfeasibleError, TimeLimitError
-from llmpq.problem import Problem, evaluate, load_problem
+from llmpq.solver.problem import Problem, evaluate, load_problem
 from llmpq.solver.solution import DEFAULT_GAP, Solution
 
 

@@ -13,8 +13,8 @@ from llmpq.units import format_bytes
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(out: Path, as_json: bool) -> None:
     """Check the files of OUT against its manifest, their tensors against the plan, and every stage by a numerical smoke test."""
+    from llmpq.checkpoint.manifest import verify
     from llmpq.compiled import load
-    from llmpq.manifest import verify
 
     manifest = verify(out)
     checked = load(out).smoke_test()

@@ -24,7 +24,9 @@ def activation_bytes(graph: LayerGraph, kind: LayerKind, rows: int, tokens: int,
     attention = kind.attention
     heads = 2 * attention.num_heads + 2 * attention.num_kv_heads
     inside_attention = new * heads * attention.head_dim * FLOAT_BYTES + rows * tokens * context * MASK_BYTES
-    inside_mlp = sum(new * linear.out_features * linear.active_experts * FLOAT_BYTES for linear in kind.linears if linear.part == "mlp")
+    inside_mlp = sum(
+        new * linear.out_features * linear.active_experts * FLOAT_BYTES for linear in kind.linears if linear.part == "mlp"
+    )
     unpacked = max(linear.in_features * linear.out_features for linear in kind.linears) * (FLOAT_BYTES + LOGIT_BYTES)
     return residual + max(inside_attention, inside_mlp) + unpacked
 

@@ -1,10 +1,10 @@
 """Latency by roofline: the larger of arithmetic and memory traffic, each at its class's efficiency."""
 
-from llmpq.cluster import Device
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind, Linear
+from llmpq.hardware.cluster import Device
+from llmpq.hardware.support import support
 from llmpq.plan import ComputeDtype
 from llmpq.precision import Precision
-from llmpq.support import support
 
 _DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -37,7 +37,14 @@ def linear_latency_s(
 
 
 def layer_latency_s(
-    device: Device, kind: LayerKind, precision: Precision, rows: int, tokens: int, context: int, compute_dtype: ComputeDtype, engine: str
+    device: Device,
+    kind: LayerKind,
+    precision: Precision,
+    rows: int,
+    tokens: int,
+    context: int,
+    compute_dtype: ComputeDtype,
+    engine: str,
 ) -> float:
     """Seconds of one layer for `rows` sequences of `tokens` new tokens that attend to `context` positions at the end."""
     new = rows * tokens
@@ -59,4 +66,7 @@ def head_latency_s(device: Device, graph: LayerGraph, rows: int, compute_dtype: 
 
 def embedding_latency_s(device: Device, graph: LayerGraph, tokens: int, compute_dtype: ComputeDtype) -> float:
     """Gathering one row per token."""
-    return _seconds(device, _DTYPE[compute_dtype], 0, tokens * graph.hidden_size * 2 * FLOAT_BYTES) + device.type.overhead_s / device.speed
+    return (
+        _seconds(device, _DTYPE[compute_dtype], 0, tokens * graph.hidden_size * 2 * FLOAT_BYTES)
+        + device.type.overhead_s / device.speed
+    )

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmpq.cluster import Cluster, Device
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.costs.roofline import embedding_latency_s, head_latency_s, layer_latency_s
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.hardware.cluster import Cluster, Device
+from llmpq.hardware.support import support
 from llmpq.plan import ComputeDtype
 from llmpq.precision import Precision
-from llmpq.support import support
 from llmpq.workload import Batch
 
 MicroBatchCells = tuple[tuple[tuple[float | None, ...], ...], ...]
@@ -65,7 +65,12 @@ def micro_batch_sizes(workload: Batch, num_devices: int) -> tuple[tuple[int, int
 
 
 def derive_costs(
-    graph: LayerGraph, cluster: Cluster, workload: Batch, precisions: tuple[Precision, ...], compute_dtype: ComputeDtype, engine: str
+    graph: LayerGraph,
+    cluster: Cluster,
+    workload: Batch,
+    precisions: tuple[Precision, ...],
+    compute_dtype: ComputeDtype,
+    engine: str,
 ) -> CostTable:
     """Every cost that a plan of this graph on this cluster can need, by roofline."""
     pairs = micro_batch_sizes(workload, len(cluster.devices))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmpq.problem import Assignment, Problem, Row, Sense
+from llmpq.solver.problem import Assignment, Problem, Row, Sense
 
 Cell = tuple[int, int, int]  # class, device, option
 

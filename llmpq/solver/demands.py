@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmpq.problem import Cells, Problem, Row
-from llmpq.rules import Rule
 from llmpq.solver.classes import classify
 from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.milp import with_ample_memory, without_budget
 from llmpq.solver.model import add_budget, add_memory, placement_model
+from llmpq.solver.problem import Cells, Problem, Row
+from llmpq.solver.rules import Rule
 from llmpq.units import format_bytes
 
 DemandKind = Literal["memory", "support", "budget", "use", "row"]

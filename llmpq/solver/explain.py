@@ -1,10 +1,10 @@
 """Explanation of infeasibility: who is short by how much, and which demands cannot hold together."""
 
 from llmpq.errors import InfeasibleError, TimeLimitError
-from llmpq.problem import Problem, Row
-from llmpq.rules import Rule
 from llmpq.solver.demands import demands, highs_conflict, minimal_core
 from llmpq.solver.milp import shortage, without_budget
+from llmpq.solver.problem import Problem, Row
+from llmpq.solver.rules import Rule
 from llmpq.solver.smt import unsat_core
 from llmpq.units import format_bytes
 

@@ -6,11 +6,11 @@ from math import inf
 from time import perf_counter
 
 from llmpq.errors import InfeasibleError, LlmpqError, TimeLimitError
-from llmpq.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.classes import classify
 from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.model import Model, add_budget, add_memory, latency_model, placement_model
 from llmpq.solver.narrow import narrow
+from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.solution import DEFAULT_GAP, Solution, Status, relative_gap
 
 SOLVER = "highs"

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from llmpq.problem import Assignment, Cells, Matrix, Problem, Row
 from llmpq.solver.classes import Cell, Classes, ClassRow, classify
 from llmpq.solver.linear import LinearModel, Term
+from llmpq.solver.problem import Assignment, Cells, Matrix, Problem, Row
 
 MEMORY_SCALE = 1000.0  # a capacity in the model: HiGHS's 1e-6 is then 1e-9 of it
 OBJECTIVE_SCALE = 1000.0  # a typical objective in the model

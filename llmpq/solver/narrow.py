@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from llmpq.problem import Problem
 from llmpq.solver.linear import Limits, LinearModel, run_highs
 from llmpq.solver.model import Model, Slowest, add_reach
+from llmpq.solver.problem import Problem
 
 SLACK = 1e-6  # relative, above what HiGHS's tolerances could hide
 

@@ -4,9 +4,9 @@ from time import perf_counter
 from typing import Any
 
 from llmpq.errors import TimeLimitError
-from llmpq.problem import Assignment, Problem, Row, evaluate
-from llmpq.rules import Rule
 from llmpq.solver.demands import Demand, demands, minimal_core
+from llmpq.solver.problem import Assignment, Problem, Row, evaluate
+from llmpq.solver.rules import Rule
 from llmpq.solver.smt_model import Encoding, demand_constraints, encode, exact, objective_constraints
 from llmpq.solver.solution import Solution
 

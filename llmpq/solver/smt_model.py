@@ -7,9 +7,9 @@ from itertools import combinations
 from math import ceil, floor
 from typing import Any
 
-from llmpq.problem import Cells, Matrix, Problem, Row
 from llmpq.solver.classes import Cell, Classes, ClassRow, classify
 from llmpq.solver.demands import Demand, with_support
+from llmpq.solver.problem import Cells, Matrix, Problem, Row
 
 BUDGET_STEPS = 10**9  # sensitivities are rounded down to this part of the budget: what z3 refutes is refuted
 

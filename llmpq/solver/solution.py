@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llmpq.problem import Assignment
+from llmpq.solver.problem import Assignment
 
 Status = Literal["optimal", "feasible", "infeasible", "time_limit", "cutoff"]
 DEFAULT_GAP = 1e-4

@@ -1,0 +1,114 @@
+"""Manifest: size and checksum of every file of an output directory, and which engines load it."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmpq.checkpoint.output_checks import REMEDY, structural_problems
+from llmpq.checkpoint.reader import read_json
+from llmpq.errors import CheckpointError
+from llmpq.serialize import dumps, from_json
+
+MANIFEST_FORMAT = "llmpq-manifest-1"
+MANIFEST_FILE = "manifest.json"
+NOT_LISTED = (MANIFEST_FILE, "build.json", "report.html")
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`engines`: engine -> True, or the reason why it does not load the checkpoint."""
+
+    files: Mapping[str, FileEntry]
+    engines: Mapping[str, bool | str]
+
+    @classmethod
+    def of(cls, directory: Path, engines: Mapping[str, bool | str]) -> "Manifest":
+        """Reads every file of `directory` once."""
+        names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in NOT_LISTED)
+        return cls({name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in names}, engines)
+
+    @classmethod
+    def read(cls, out: Path) -> "Manifest":
+        value = read_json(out / MANIFEST_FILE)
+        if value.get("format") != MANIFEST_FORMAT:
+            raise CheckpointError(
+                f"{out / MANIFEST_FILE}: format {value.get('format')!r}, expected {MANIFEST_FORMAT!r}; {REMEDY}"
+            )
+        files, engines = value.get("files"), value.get("engines")
+        if not isinstance(files, dict) or not isinstance(engines, dict):
+            raise CheckpointError(f"{out / MANIFEST_FILE}: no files or engines; {REMEDY}")
+        return cls({name: from_json(FileEntry, entry, f"{MANIFEST_FILE}.files.{name}") for name, entry in files.items()}, engines)
+
+    def write(self, directory: Path) -> None:
+        value = {"format": MANIFEST_FORMAT, "files": self.files, "engines": self.engines}
+        (directory / MANIFEST_FILE).write_text(dumps(value), encoding="utf-8")
+
+
+def is_output(directory: Path) -> bool:
+    """Whether `directory` is one that llmpq wrote (its manifest says so; the rest is not looked at)."""
+    try:
+        value = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.get("format") == MANIFEST_FORMAT
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_size(out: Path, name: str) -> None:
+    """The cheap check: the file is there, listed, and as long as the manifest says. Raises CheckpointError."""
+    manifest = Manifest.read(out)
+    if name not in manifest.files:
+        raise CheckpointError(f"{out / name}: not in {MANIFEST_FILE}; {REMEDY}")
+    problem = _size_problem(out, name, manifest.files[name])
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
+def file_problems(out: Path, manifest: Manifest) -> Iterator[str]:
+    """One line for each file that is missing, truncated or altered; reads every byte."""
+    for name, entry in manifest.files.items():
+        problem = _size_problem(out, name, entry)
+        if problem is not None:
+            yield problem
+        elif (found := sha256(out / name)) != entry.sha256:
+            yield f"{out / name}: altered: sha256 {found[:12]}…, expected {entry.sha256[:12]}…; {REMEDY}"
+
+
+def _size_problem(out: Path, name: str, entry: FileEntry) -> str | None:
+    path = out / name
+    if not path.is_file():
+        return f"{path}: missing, expected {entry.bytes} bytes; {REMEDY}"
+    size = path.stat().st_size
+    if size == entry.bytes:
+        return None
+    return f"{path}: {'truncated' if size < entry.bytes else 'altered'}: {size} bytes, expected {entry.bytes}; {REMEDY}"
+
+
+def problems(out: Path) -> tuple[str, ...]:
+    """Everything wrong with an output directory, one line each; names and shapes are looked at once the bytes are right."""
+    damaged = tuple(file_problems(out, Manifest.read(out)))
+    return damaged or tuple(structural_problems(out))
+
+
+def verify(out: Path) -> Manifest:
+    """The manifest of a sound output directory; CheckpointError with every problem otherwise."""
+    found = problems(out)
+    if found:
+        raise CheckpointError("; ".join(found))
+    return Manifest.read(out)

@@ -1,0 +1,147 @@
+"""Shards: a plan carried out on a checkpoint, one safetensors file per stage, in a directory that engines load."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linears
+from llmpq.checkpoint.manifest import Manifest, check_size, is_output
+from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
+from llmpq.checkpoint.quantization_config import quantization_config
+from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
+from llmpq.checkpoint.replacing import replacing
+from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
+from llmpq.checkpoint.stage_writer import source_bytes, write_stage
+from llmpq.checkpoint.tensor_file import TensorFile
+from llmpq.errors import CheckpointError, InputError
+from llmpq.graph import LayerGraph
+from llmpq.plan import Plan
+from llmpq.serialize import dumps
+
+BUILD_FILE = "build.json"
+ASSETS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+Progress = Callable[[str, int, int], None]
+
+
+def write_shards(
+    out: Path,
+    checkpoint: Checkpoint,
+    graph: LayerGraph,
+    plan: Plan,
+    *,
+    assets: Path,
+    build: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> None:
+    """Quantize `checkpoint` as `plan` says and write the output directory `out`, all of it or nothing.
+
+    One tensor of the source is in memory at a time. The bytes of every file but build.json depend on checkpoint, graph,
+    plan and assets alone. assets: directory of the tokenizer and generation files. progress: (tensor, source bytes
+    written, source bytes in all). Raises InputError when `out` is something else than an earlier output of llmpq,
+    CheckpointError when the checkpoint does not fit the graph, QuantizationError for a weight that cannot be quantized.
+    """
+    _require_original(checkpoint)
+    stages = place_tensors(checkpoint.names, graph, plan)
+    _require_shapes(checkpoint, graph, plan, stages)
+    with replacing(out, is_output) as directory:
+        _write_stages(directory, checkpoint, stages, compute_dtype(plan), progress)
+        _write_json(directory / CONFIG_FILE, _config(checkpoint, graph, plan))
+        (directory / PLAN_FILE).write_text(dumps(plan), encoding="utf-8")
+        _write_json(directory / BUILD_FILE, build)
+        _copy_assets(assets, directory)
+        Manifest.of(directory, loadable_engines(graph, plan)).write(directory)
+
+
+def stage_tensors(out: Path, stage_index: int) -> dict[str, Tensor]:
+    """The tensors of one stage as stored, memory-mapped, from that stage's file alone.
+
+    Raises CheckpointError when the file is missing or not as long as the manifest says (`verify` compares every byte).
+    """
+    count = len(read_plan(out).stages)
+    if not 0 <= stage_index < count:
+        raise InputError(f"{out}: no stage {stage_index}; its stages are 0 to {count - 1}")
+    name = stage_file(stage_index, count)
+    check_size(out, name)
+    file = TensorFile.open(out / name)
+    return {tensor: file.tensor(tensor) for tensor in file.infos}
+
+
+def compute_dtype(plan: Plan) -> torch.dtype:
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[plan.compute_dtype]
+
+
+def _require_original(checkpoint: Checkpoint) -> None:
+    if "quantization_config" in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.directory}: already quantized; compile the original 16-bit model")
+
+
+def _require_shapes(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan, stages: tuple[tuple[Placement, ...], ...]) -> None:
+    sources = {placement.name: placement.sources[0] for stage in stages for placement in stage}
+    for name, linear, _ in quantized_linears(graph, plan):
+        source = sources[f"{name}.weight"]
+        found, expected = checkpoint.shape(source), (linear.out_features, linear.in_features)
+        if found != expected:
+            raise CheckpointError(
+                f"{checkpoint.directory}: {source} is {list(found)}, expected {list(expected)}; is config.json of another model?"
+            )
+
+
+def _write_stages(
+    directory: Path,
+    checkpoint: Checkpoint,
+    stages: tuple[tuple[Placement, ...], ...],
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> None:
+    """The files of all stages and their index."""
+    total = sum(source_bytes(checkpoint, placement) for stage in stages for placement in stage)
+    done, stored_bytes = 0, 0
+    weight_map: dict[str, str] = {}
+
+    def written(placement: Placement) -> None:
+        nonlocal done
+        done += source_bytes(checkpoint, placement)
+        if progress is not None:
+            progress(placement.name, done, total)
+
+    for index, stage in enumerate(stages):
+        file = stage_file(index, len(stages))
+        infos = write_stage(directory / file, checkpoint, stage, dtype, written)
+        weight_map |= {info.name: file for info in infos}
+        stored_bytes += sum(info.nbytes for info in infos)
+    index_value = {"metadata": {"total_size": stored_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(directory / INDEX_FILE, index_value)
+
+
+def _config(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan) -> dict[str, Any]:
+    """The source's config.json with the compute dtype and the quantization of every linear."""
+    config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {"dtype": plan.compute_dtype}
+    modules = {name: (precision, linear.in_features) for name, linear, precision in quantized_linears(graph, plan)}
+    linears = (f"{name}.{linear.name}" for layer, name in enumerate(graph.layer_names) for linear in graph.kind_of(layer).linears)
+    section = quantization_config(modules, [*(name for name in linears if name not in modules), graph.head])
+    return config if section is None else config | {"quantization_config": section}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_assets(assets: Path, directory: Path) -> None:
+    for path in sorted({path for pattern in ASSETS for path in assets.glob(pattern) if path.is_file()}):
+        shutil.copyfile(path, directory / path.name)

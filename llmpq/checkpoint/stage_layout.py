@@ -1,0 +1,105 @@
+"""Stage layout: which tensor of the source checkpoint goes to which stage's file, under which name and precision."""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llmpq.checkpoint.loadable_engines import quantized_linears
+from llmpq.checkpoint.source_names import base_prefix, fused_parameters, module_sources
+from llmpq.errors import CheckpointError, LlmpqWarning
+from llmpq.graph import LayerGraph
+from llmpq.plan import Plan
+from llmpq.precision import Precision
+
+# Masks and rotary frequencies that old checkpoints hold and no model loads any more.
+LEGACY_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.attn\.attention\.(masked_)?bias|\.rotary_emb\.inv_freq)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Tensors `sources` of the checkpoint, stored as `name`; `precision` None: cast to the compute dtype.
+
+    `experts` > 1: the sources, one after the other, are the rows of [experts, rows, columns].
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    precision: Precision | None = None
+    experts: int = 1
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+
+def stage_file(index: int, count: int) -> str:
+    """The file of stage `index` of `count`."""
+    return f"model-stage-{index:05d}-of-{count:05d}.safetensors"
+
+
+def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[tuple[Placement, ...], ...]:
+    """One tuple per stage: the first stage's own tensors, the layers in order, the last stage's own tensors.
+
+    names: the checkpoint's.
+    Raises CheckpointError for a tensor that the graph needs and the checkpoint lacks; warns about those it does not know.
+    """
+    sources = module_sources(names, graph)
+    precisions = {f"{name}.weight": precision for name, _, precision in quantized_linears(graph, plan)}
+    experts = {name: count for name, count in fused_parameters(graph).items() if len(sources.get(name, ())) > 1}
+    by_layer = _by_layer(sources, graph)
+    first = [_own(sources, parameter.name, graph) for parameter in graph.first]
+    last = [_own(sources, parameter.name, graph) for parameter in graph.last]
+    if graph.tied_head is not None and len(plan.stages) > 1:
+        last.append(Placement(f"{graph.head}.weight", _own(sources, graph.tied_head, graph).sources))
+    placed = []
+    for stage in plan.stages:
+        own = [
+            Placement(name, sources[name], precisions.get(name), experts.get(name, 1))
+            for layer in stage.layers
+            for name in by_layer[layer]
+        ]
+        placed.append([*(first if stage is plan.stages[0] else ()), *own, *(last if stage is plan.stages[-1] else ())])
+    _require_all(precisions, placed, graph)
+    _warn_of_others(sources, placed, graph)
+    return tuple(tuple(stage) for stage in placed)
+
+
+def _by_layer(sources: Mapping[str, tuple[str, ...]], graph: LayerGraph) -> list[list[str]]:
+    """Names of the tensors of every layer, buffers that no model loads left out."""
+    index = {name: layer for layer, name in enumerate(graph.layer_names)}
+    by_layer: list[list[str]] = [[] for _ in graph.layer_names]
+    for name in sources:
+        layer = next((index[head] for head in _heads(name) if head in index), None)
+        if layer is not None and not LEGACY_BUFFER.search(name):
+            by_layer[layer].append(name)
+    return by_layer
+
+
+def _heads(name: str) -> Iterable[str]:
+    """a, a.b, a.b.c for a.b.c.weight."""
+    parts = name.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts)))
+
+
+def _own(sources: Mapping[str, tuple[str, ...]], name: str, graph: LayerGraph) -> Placement:
+    """The tensor `name` of first or last, which may be written with or without the base model's prefix."""
+    for candidate in (name, base_prefix(graph) + name):
+        if candidate in sources:
+            return Placement(candidate, sources[candidate])
+    raise CheckpointError(f"model {graph.model}: no tensor {name} among {len(sources)}; is config.json of another model?")
+
+
+def _require_all(precisions: Mapping[str, Precision], placed: list[list[Placement]], graph: LayerGraph) -> None:
+    missing = sorted(set(precisions) - {placement.name for stage in placed for placement in stage})
+    if missing:
+        some = f"{missing[0]} ({len(missing)} missing)"
+        raise CheckpointError(f"model {graph.model}: no tensor {some}; is config.json of another model?")
+
+
+def _warn_of_others(sources: Mapping[str, tuple[str, ...]], placed: list[list[Placement]], graph: LayerGraph) -> None:
+    known = {placement.name for stage in placed for placement in stage} | ({f"{graph.head}.weight"} if graph.tied_head else set())
+    others = [name for name in sources if name not in known and not LEGACY_BUFFER.search(name)]
+    if others:
+        text = f"model {graph.model}: {len(others)} tensors belong to no layer and are left out: {', '.join(others[:3])}"
+        warnings.warn(text, LlmpqWarning, stacklevel=3)

@@ -1,0 +1,154 @@
+"""LayerGraph extraction: the traced graph and the modules it calls, as a value without torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmpq.errors import TraceError
+from llmpq.frontend.layer_run import LayerRun, run_layers
+from llmpq.frontend.tracing import decoder_layers
+from llmpq.fx import ops
+from llmpq.fx.graphs import downstream
+from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
+
+Signature = tuple[object, ...]
+UNBOUNDED_POSITIONS = 2**31 - 1  # ALiBi: no table of positions ends the context
+
+
+def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> LayerGraph:
+    """The value behind `traced`, which `trace(model)` made; `name` is what the user calls the model.
+
+    Layers of one kind have the same modules, parameter shapes and attention window; everything else comes from dataflow:
+    fusion groups and head sizes from one run of a layer per kind, what stands before and behind the layers from the graph.
+    """
+    layers = decoder_layers(model)
+    windows = _windows(traced, frozenset(layers))
+    numbers: dict[Signature, int] = {}
+    kinds = {path: numbers.setdefault(_signature(layer, windows[path]), len(numbers)) for path, layer in layers.items()}
+    runs = run_layers(traced, kinds)
+    firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in runs}
+    first, last = _ends(model, traced, frozenset(layers))
+    head = _head(model, traced)
+    config = model.config.get_text_config()
+    shared = {id(parameter): found for found, parameter in first.items()}
+    return LayerGraph(
+        model=name,
+        architecture=type(model).__name__,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_positions=getattr(config, "max_position_embeddings", UNBOUNDED_POSITIONS),
+        kinds=tuple(_kind(model, path, runs[kind], windows[path], f"layer-{kind}") for kind, path in firsts.items()),
+        layer_kind=tuple(kinds.values()),
+        layer_names=tuple(layers),
+        first=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in first.items()),
+        last=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in last.items() if id(parameter) not in shared),
+        head=head,
+        tied_head=shared.get(id(model.get_submodule(head).weight)),
+    )
+
+
+def _signature(layer: nn.Module, window: int | None) -> Signature:
+    modules = tuple((path, type(module).__qualname__) for path, module in layer.named_modules())
+    shapes = tuple((path, tuple(parameter.shape)) for path, parameter in layer.named_parameters())
+    return modules, shapes, window
+
+
+def _windows(traced: fx.GraphModule, layers: frozenset[str]) -> dict[str, int | None]:
+    """Layer path -> the window of the mask that reaches it without passing another layer."""
+    behind = downstream(traced.graph, layers)
+    windows: dict[str, int | None] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and node.target in layers:
+            masks = [source for source in _sources(node, behind) if source.target is ops.attention_mask]
+            window: Any = masks[0].kwargs["window"] if masks else None
+            windows[node.target] = window
+    return windows
+
+
+def _sources(node: fx.Node, behind: set[fx.Node]) -> Iterator[fx.Node]:
+    """What `node` depends on and no layer feeds, nearest first."""
+    queue = [source for source in node.all_input_nodes if source not in behind]
+    for source in queue:
+        yield source
+        queue.extend(found for found in source.all_input_nodes if found not in queue)
+
+
+def _kind(model: PreTrainedModel, path: str, run: LayerRun, window: int | None, name: str) -> LayerKind:
+    layer = model.get_submodule(path)
+    linears = tuple(_linears(layer, run, _top_k(model, layer)))
+    counted = sum(linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in linears)
+    config = model.config.get_text_config()
+    return LayerKind(
+        name=name,
+        linears=linears,
+        other_parameters=sum(parameter.numel() for parameter in layer.parameters()) - counted,
+        attention=Attention(config.num_attention_heads, run.num_kv_heads, run.head_dim, window),
+    )
+
+
+def _linears(layer: nn.Module, run: LayerRun, top_k: int) -> Iterator[Linear]:
+    groups: dict[tuple[Part, int], str] = {}
+    experts = max((count for module in layer.modules() for _, _, _, count in _expert_parameters(module)), default=0)
+    for path, module in layer.named_modules():
+        part: Part = "attention" if f"{path}.".startswith(f"{run.attention}.") else "mlp"
+        if isinstance(module, nn.Linear | Conv1D) and path in run.inputs:
+            transposed = isinstance(module, Conv1D)
+            out_features, in_features = reversed(module.weight.shape) if transposed else module.weight.shape
+            if not _is_router(out_features, experts):
+                group = groups.setdefault((part, run.inputs[path]), path)
+                yield Linear(path, in_features, out_features, module.bias is not None, part, group, transposed)
+        for name, out_features, in_features, count in _expert_parameters(module):
+            full = f"{path}.{name}"
+            bias = getattr(module, f"{name}_bias", None) is not None
+            yield Linear(full, in_features, out_features, bias, part, full, _is_transposed(module), count, top_k)
+
+
+def _is_router(out_features: int, experts: int) -> bool:
+    """In a layer with experts, a linear with one row per expert, or a single row (a gate), decides: it stays as it is."""
+    return experts > 0 and out_features in (1, experts)
+
+
+def _expert_parameters(module: nn.Module) -> Iterator[tuple[str, int, int, int]]:
+    """(name, out_features, in_features, experts) of the module's own 3-D parameters."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() == 3:
+            count, rows, columns = parameter.shape
+            yield (name, columns, rows, count) if _is_transposed(module) else (name, rows, columns, count)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_transposed", False))
+
+
+def _top_k(model: PreTrainedModel, layer: nn.Module) -> int:
+    """Experts that work on each token: what the layer's router says, else the configuration."""
+    found = (getattr(module, "top_k", None) for module in layer.modules())
+    default: int = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
+    return next((top_k for top_k in found if isinstance(top_k, int)), default)
+
+
+def _ends(
+    model: PreTrainedModel, traced: fx.GraphModule, layers: frozenset[str]
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Name -> parameter of what runs before, and of what runs behind the layers."""
+    behind = downstream(traced.graph, layers)
+    parameters = dict(model.named_parameters())
+    first: dict[str, nn.Parameter] = {}
+    last: dict[str, nn.Parameter] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and node.target not in layers:
+            (last if node in behind else first).update(model.get_submodule(node.target).named_parameters(prefix=node.target))
+        elif node.op == "get_attr" and node.target in parameters:
+            (last if behind.issuperset(node.users) else first)[node.target] = parameters[node.target]
+    return first, {name: parameter for name, parameter in last.items() if name not in first}
+
+
+def _head(model: PreTrainedModel, traced: fx.GraphModule) -> str:
+    """Path of the last linear that is called: the language model head."""
+    for node in reversed(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Linear):
+            return str(node.target)
+    raise TraceError(f"{type(model).__name__} calls no linear behind its layers; expected a language model head")

@@ -1,0 +1,119 @@
+"""One run of one layer per kind: what its linears read, and what it writes to the KV cache."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from transformers.pytorch_utils import Conv1D
+
+from llmpq.errors import TraceError
+from llmpq.frontend.tracing import INPUTS
+from llmpq.fx.modules import copy_sharing_tensors
+
+TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """What one layer did: `inputs` has a number per module path, equal where two linears read the same tensor.
+
+    `attention` is the path of the submodule that wrote [batch, num_kv_heads, tokens, head_dim] to the KV cache.
+    """
+
+    inputs: dict[str, int]
+    attention: str
+    num_kv_heads: int
+    head_dim: int
+
+
+def run_layers(traced: fx.GraphModule, kinds: dict[str, int]) -> dict[int, LayerRun]:
+    """Kind -> what its first layer did, for `kinds`: layer path -> kind. Needs no weights: parameters may be on meta."""
+    interpreter = _LayerInterpreter(traced, kinds)
+    device = next(traced.parameters()).device
+    ones = torch.ones(1, TOKENS, dtype=torch.long, device=device)
+    values = {"input_ids": ones, "attention_mask": ones, "position_ids": ones, "past_key_values": interpreter.cache}
+    try:
+        with torch.no_grad():
+            interpreter.run(*(values[name] for name in INPUTS))
+    except RuntimeError as error:
+        raise TraceError(
+            f"the layers of {type(traced).__name__} cannot be run on shapes alone: {str(error).splitlines()[0]}"
+        ) from error
+    return interpreter.runs
+
+
+def has_experts(module: nn.Module) -> bool:
+    """Whether the module owns the weights of a set of experts: 3-D parameters."""
+    return any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+
+
+class _Recorder:
+    """Stands for the KV cache: remembers which submodule writes what."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.written: list[tuple[str, tuple[int, ...]]] = []
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.written.append((self.running[-1], tuple(key.shape)))
+        return key, value
+
+
+class _LayerInterpreter(fx.Interpreter):
+    """Runs the graph, but of each kind only the first layer; the others return what that one returned."""
+
+    def __init__(self, traced: fx.GraphModule, kinds: dict[str, int]) -> None:
+        super().__init__(traced)
+        self.cache = _Recorder()
+        self.runs: dict[int, LayerRun] = {}
+        self._kinds = kinds
+        self._outputs: dict[int, Any] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kind = self._kinds.get(target)
+        if kind is None:
+            return super().call_module(target, args, kwargs)
+        if kind not in self._outputs:
+            layer = copy_sharing_tensors(self.module.get_submodule(target))
+            self.runs[kind], self._outputs[kind] = _run_layer(target, layer, self.cache, args, kwargs)
+        return self._outputs[kind]
+
+
+def _run_layer(
+    target: str, layer: nn.Module, cache: _Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[LayerRun, Any]:
+    read: dict[str, Tensor] = {}
+    for path, module in layer.named_modules():
+        _watch(path, module, cache, read)
+    cache.written.clear()
+    output = layer(*args, **kwargs)
+    if len(cache.written) != 1:
+        raise TraceError(f"layer {target} wrote the KV cache {len(cache.written)} times; expected once (attention layers only)")
+    ((attention, (_, num_kv_heads, _, head_dim)),) = cache.written
+    numbers: dict[int, int] = {}
+    inputs = {path: numbers.setdefault(id(tensor), len(numbers)) for path, tensor in read.items()}
+    return LayerRun(inputs, attention, num_kv_heads, head_dim), output
+
+
+def _watch(path: str, module: nn.Module, cache: _Recorder, read: dict[str, Tensor]) -> None:
+    """Keep the stack of running submodules, and (alive, so that ids stay distinct) what each linear reads.
+
+    Experts route by value, which meta tensors do not have: they return a tensor of their input's shape.
+    """
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        cache.running.append(path)
+        if isinstance(module, nn.Linear | Conv1D):
+            read[path] = args[0]
+
+    def leave(*_: Any) -> None:
+        cache.running.pop()
+
+    if has_experts(module):
+        module.forward = lambda hidden, *args, **kwargs: torch.empty_like(hidden)
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave)

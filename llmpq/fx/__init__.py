@@ -1,0 +1,1 @@
+"""What the torch.fx graphs of llmpq are made of: operations, annotations, copies."""

@@ -1,0 +1,67 @@
+"""Copies of fx graphs: passes change a copy and leave the program they were given alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from llmpq.fx import ops
+
+SHAPE_QUESTIONS = ("shape", "dtype", "device", "ndim")
+
+
+def copy_graph(module: fx.GraphModule) -> fx.Graph:
+    """The module's graph with the same names, arguments and annotations, node by node."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in module.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return graph
+
+
+def with_graph(root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str) -> fx.GraphModule:
+    """A module that runs `graph` on the submodules and parameters of `root` (or of a dictionary by target).
+
+    Parameters that are tied in it stay tied when a state dict names only one of them.
+    """
+    graph.lint()
+    module = fx.GraphModule(root, graph, class_name=class_name)
+    module.register_load_state_dict_pre_hook(_complete_ties)  # type: ignore[no-untyped-call]
+    return module
+
+
+def _complete_ties(module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        given = next((name for name in tied if name in state), None)
+        if given is not None:
+            state.update({name: state[given] for name in tied if name not in state})
+
+
+def downstream(graph: fx.Graph, targets: frozenset[str]) -> set[fx.Node]:
+    """The nodes that call one of the modules `targets` or depend on one that does."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if (node.op == "call_module" and node.target in targets) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def reads_shape_only(source: fx.Node, user: fx.Node, module: nn.Module) -> bool:
+    """Whether `user` takes only shape, dtype and device from the ids or hidden state `source`.
+
+    True of our mask functions, of questions for shape, dtype and device, and of modules without parameters (rotary embeddings).
+    """
+    if user.op == "call_module":
+        return next(module.get_submodule(str(user.target)).parameters(), None) is None
+    if user.op == "call_method":
+        return user.target in ("size", "dim")
+    if user.target is getattr:
+        return user.args[1] in SHAPE_QUESTIONS
+    return user.target in (ops.attention_mask, ops.dense_mask) and user.args[1] is source
+
+
+def placeholders(graph: fx.Graph) -> Mapping[str, fx.Node]:
+    """Placeholders by name."""
+    return {str(node.target): node for node in graph.nodes if node.op == "placeholder"}

@@ -1,0 +1,1 @@
+"""Hardware: device types, clusters, links, and what each engine supports on them."""

@@ -1,0 +1,1 @@
+"""Planning: candidates, the search over them, and the plan that comes out."""

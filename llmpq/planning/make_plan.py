@@ -1,0 +1,58 @@
+"""From an assignment to a Plan: stages, memory term by term, predicted seconds."""
+
+from llmpq.costs import CostTable
+from llmpq.plan import DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality, Stage
+from llmpq.planning.candidates import Candidate
+from llmpq.program import Program
+from llmpq.solver.problem import Assignment, Problem, evaluate
+
+
+def make_plan(
+    program: Program, candidate: Candidate, problem: Problem, assignment: Assignment, optimality: Optimality, budget: float | None
+) -> Plan:
+    """The plan that this assignment of this candidate means."""
+    evaluation = evaluate(problem, assignment)
+    stages = _stages(problem, assignment)
+    return Plan(
+        model=program.graph.model,
+        compute_dtype=program.require("compute_dtype"),
+        workload=program.request.workload,
+        cluster=program.request.cluster,
+        pipelines=(Pipeline(stages, candidate.prefill_micro_batch, candidate.decode_micro_batch),),
+        prediction=Prediction(
+            prefill_s=evaluation.prefill_s,
+            decode_s=evaluation.decode_s,
+            memory=tuple(_memory(program, candidate, stages, index) for index in range(len(stages))),
+            provenance=program.require("costs").provenance,
+        ),
+        quality=Quality(evaluation.sensitivity, budget, program.require("sensitivity").provenance),
+        optimality=optimality,
+    )
+
+
+def _stages(problem: Problem, assignment: Assignment) -> tuple[Stage, ...]:
+    used = sorted(set(assignment.device))
+    held = {j: [i for i, device in enumerate(assignment.device) if device == j] for j in used}
+    return tuple(
+        Stage(problem.devices[j], held[j][0], tuple(problem.options[assignment.option[i]] for i in held[j])) for j in used
+    )
+
+
+def _memory(program: Program, candidate: Candidate, stages: tuple[Stage, ...], index: int) -> DeviceMemory:
+    costs: CostTable = program.require("costs")
+    graph, stage = program.graph, stages[index]
+    prefill = costs.phase("prefill", candidate.prefill_micro_batch)
+    decode = costs.phase("decode", candidate.decode_micro_batch)
+    first, last = index == 0, index == len(stages) - 1
+    logits = max(prefill.logits_bytes, decode.logits_bytes) if last else 0
+    return DeviceMemory(
+        device=stage.device,
+        weights=sum(
+            costs.layer_bytes[graph.layer_kind[i]][costs.options.index(option)] for i, option in zip(stage.layers, stage.options)
+        ),
+        kv_cache=sum(costs.kv_bytes[graph.layer_kind[i]] for i in stage.layers),
+        activations=max(prefill.activation_bytes, decode.activation_bytes) + logits,
+        embedding=costs.first_bytes if first else 0,
+        head=(costs.last_bytes_with_first if first else costs.last_bytes) if last else 0,
+        capacity=program.request.cluster.device(stage.device).capacity_bytes,
+    )

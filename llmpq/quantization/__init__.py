@@ -1,0 +1,1 @@
+"""Quantization: rounding, packing, the packed linear, and the indicators of what it costs."""

@@ -1,0 +1,1 @@
+"""Tests that run another engine in an environment of its own (`make engines`)."""

@@ -1,0 +1,104 @@
+"""Teacher-forced log-probabilities of token sequences under vLLM on CPU; run by the engine environment's Python."""
+
+import argparse
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+COMMON = {
+    "VLLM_CPU_INT4_W4A8": "0",  # on AMX the default rounds the activations of 4-bit linears to 8 bits
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # `linears` below is sent to the workers of a pipeline
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # one helper of the sampler is compiled even in eager mode, for 20 s
+}
+PIPELINE_ARGUMENTS = {"distributed_executor_backend": "mp", "worker_cls": "pipeline_worker.PipelineWorker"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="directory of a checkpoint")
+    parser.add_argument("windows", type=Path, help="JSON: a list of token sequences")
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("--partition", help="layers per stage, for instance 5,7: one process a stage; without it one process")
+    arguments = parser.parse_args()
+    windows = json.loads(arguments.windows.read_text())
+    result = run(str(arguments.model), windows, arguments.partition)
+    arguments.result.write_text(json.dumps(result, indent=1))
+
+
+def run(model: str, windows: list[list[int]], partition: str | None) -> dict[str, Any]:
+    """Versions, instruction set, seconds, the kernel of every linear, and per window its log-probabilities."""
+    started = time.perf_counter()
+    llm = load(model, max(map(len, windows)) + 1, partition)
+    loaded = time.perf_counter()
+    log_probs = teacher_forced(llm, windows)
+    return {
+        "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "compressed-tensors")},
+        "instruction_set": instruction_set(),
+        "load_s": round(loaded - started, 1),
+        "run_s": round(time.perf_counter() - loaded, 1),
+        "linears": [dict(stage) for stage in llm.apply_model(linears)],
+        "log_probs": log_probs,
+    }
+
+
+def load(model: str, max_model_len: int, partition: str | None) -> Any:
+    """A vLLM engine in eager bfloat16 with a small KV cache."""
+    stages = 1 if partition is None else len(partition.split(","))
+    os.environ.update(COMMON | ({"VLLM_PP_LAYER_PARTITION": partition} if partition else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}))
+    import torch
+    from vllm import LLM  # type: ignore[import-not-found]
+
+    if partition is None and torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+    return LLM(
+        model,
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=max_model_len,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=64 << 20,
+        enable_prefix_caching=False,
+        pipeline_parallel_size=stages,
+        **(PIPELINE_ARGUMENTS if partition else {}),
+    )
+
+
+def teacher_forced(llm: Any, windows: list[list[int]]) -> list[list[float]]:
+    """Per window, the log-probability of every token but the first, given those before it."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": window} for window in windows], params, use_tqdm=False)
+    return [
+        [float(step[token].logprob) for token, step in zip(window[1:], output.prompt_logprobs[1:])]
+        for window, output in zip(windows, outputs)
+    ]
+
+
+def linears(model: Any) -> dict[str, str]:
+    """Fused linear of a layer -> the kernel that runs it."""
+    found = {}
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if ".layers." in name and hasattr(module, "output_size") and method is not None:
+            kernel = getattr(getattr(module, "scheme", None), "kernel", None)
+            isa = getattr(module, "isa_hint", None)
+            found[name] = type(method if kernel is None else kernel).__name__ + (f" ({isa})" if isa else "")
+    return found
+
+
+def instruction_set() -> str:
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability()) + (" with AMX" if torch.cpu._is_amx_tile_supported() else "")
+
+
+if __name__ == "__main__":
+    main()
