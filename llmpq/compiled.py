@@ -141,7 +141,7 @@ class CompiledModel:
         return x[0].float().log_softmax(-1)
 
     def smoke_test(self) -> list[str]:
-        """Run a few tokens through every stage, each from its own file; returns their devices. CheckpointError names one that fails."""
+        """Run a few tokens through every stage, each from its own file; returns their devices, or raises CheckpointError."""
         import torch
 
         from llmpq.runtime.kv_cache import PassingCache

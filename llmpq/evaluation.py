@@ -25,7 +25,7 @@ class Evaluation:
 
 
 def windows(num_tokens: int, window: int = WINDOW) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first scored position): every token but the first is scored once, with half a window of past if it has one."""
+    """(start, stop, first scored position): every token but the first is scored once, with at least half a window of past."""
     stride = max(1, window // 2)
     start, scored = 0, 1
     while scored < num_tokens:

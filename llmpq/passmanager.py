@@ -113,7 +113,7 @@ def run_passes(program: Program, passes: Sequence[Pass], observe: Observer | Non
         missing = [name for name in item.requires if not program.has(name)]
         if missing:
             raise PassError(
-                f"pass {item.name} requires {', '.join(missing)}, which none before it provided (ran: {', '.join(done) or 'none'})"
+                f"pass {item.name} requires {', '.join(missing)}, which is not there yet (ran: {', '.join(done) or 'none'})"
             )
         program = item.apply(program)
         absent = [name for name in item.provides if not program.has(name)]

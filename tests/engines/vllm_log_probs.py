@@ -8,16 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.engines.kernels import linears
+
 COMMON = {
     "VLLM_CPU_INT4_W4A8": "0",  # on AMX the default rounds the activations of 4-bit linears to 8 bits
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # `linears` below is sent to the workers of a pipeline
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # the function `linears` is sent to the workers of a pipeline
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",  # one helper of the sampler is compiled even in eager mode, for 20 s
 }
-PIPELINE_ARGUMENTS = {"distributed_executor_backend": "mp", "worker_cls": "pipeline_worker.PipelineWorker"}
+PIPELINE_ARGUMENTS = {"distributed_executor_backend": "mp", "worker_cls": "tests.engines.pipeline_worker.PipelineWorker"}
 
 
 def main() -> None:
@@ -80,18 +82,6 @@ def teacher_forced(llm: Any, windows: list[list[int]]) -> list[list[float]]:
         [float(step[token].logprob) for token, step in zip(window[1:], output.prompt_logprobs[1:])]
         for window, output in zip(windows, outputs)
     ]
-
-
-def linears(model: Any) -> dict[str, str]:
-    """Fused linear of a layer -> the kernel that runs it."""
-    found = {}
-    for name, module in model.named_modules():
-        method = getattr(module, "quant_method", None)
-        if ".layers." in name and hasattr(module, "output_size") and method is not None:
-            kernel = getattr(getattr(module, "scheme", None), "kernel", None)
-            isa = getattr(module, "isa_hint", None)
-            found[name] = type(method if kernel is None else kernel).__name__ + (f" ({isa})" if isa else "")
-    return found
 
 
 def instruction_set() -> str:
