@@ -31,12 +31,13 @@ PASSES: dict[str, str] = {
     "assign-hand": "llmpq.passes.assign_hand:AssignHand",
     "assign-fastest": "llmpq.passes.assign_fastest:AssignFastest",
     "annotate-graph": "llmpq.passes.annotate_graph:AnnotateGraph",
+    "trim-logits": "llmpq.passes.trim_logits:TrimLogits",
     "rematerialize": "llmpq.passes.rematerialize:Rematerialize",
     "split-by-stage": "llmpq.passes.split_by_stage:SplitByStage",
     "replace-linears": "llmpq.passes.replace_linears:ReplaceLinears",
 }
 PLANNING = "derive-costs,estimate-sensitivity,assign-joint"
-LOWERING = "annotate-graph,rematerialize,split-by-stage,replace-linears"
+LOWERING = "annotate-graph,trim-logits,rematerialize,split-by-stage,replace-linears"
 
 Observer = Callable[[Pass, Program], None]
 

@@ -12,6 +12,11 @@ class HasLength(Protocol):
     def get_seq_length(self) -> int: ...
 
 
+class WantsPositions(Protocol):
+    @property
+    def wants_every_position(self) -> bool: ...
+
+
 def attention_mask(
     attention_mask: Tensor | None,
     hidden: Tensor,
@@ -53,6 +58,11 @@ def dense_mask(attention_mask: Tensor | None, position_ids: Tensor, past_key_val
         return attention_mask
     batch, tokens = position_ids.shape
     return torch.ones(batch, past_key_values.get_seq_length() + tokens, dtype=torch.long, device=position_ids.device)
+
+
+def wanted_positions(hidden: Tensor, past_key_values: WantsPositions) -> Tensor:
+    """`hidden` [batch, tokens, ...] at the positions whose logits somebody reads: the last one, or all when scoring."""
+    return hidden if past_key_values.wants_every_position else hidden[:, -1:]
 
 
 def _is_plain_causal(padding: Tensor | None, past: int, tokens: int, window: int | None) -> bool:

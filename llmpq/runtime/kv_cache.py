@@ -17,6 +17,8 @@ class KvCache:
     caller then calls `advance(n)`, so that all layers and masks of one pass see the same past.
     """
 
+    wants_every_position = False  # generation reads the logits of the last position only
+
     def __init__(
         self,
         layers: Mapping[int, Attention],
@@ -64,6 +66,8 @@ class KvCache:
 
 class PassingCache(KvCache):
     """A cache of nothing, for passes over whole sequences: attention sees the keys and values of this pass alone."""
+
+    wants_every_position = True
 
     def __init__(self) -> None:
         super().__init__({}, 0, 0, torch.float32)
