@@ -1,4 +1,4 @@
-"""llmpq compile."""
+"""llmpq compile: plan, quantize and write one shard per device."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""llmpq eval."""
+"""llmpq eval: cross entropy and perplexity of a text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""llmpq backends."""
+"""llmpq backends: the known backends."""
 
 import click
 from rich.table import Table

@@ -1,4 +1,4 @@
-"""llmpq devices."""
+"""llmpq devices: the known device types, and the devices of this machine."""
 
 import click
 from rich.table import Table

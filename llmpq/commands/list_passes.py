@@ -1,4 +1,4 @@
-"""llmpq passes."""
+"""llmpq passes: the known passes."""
 
 import click
 from rich.table import Table

@@ -71,7 +71,7 @@ def printer(names: tuple[str, ...]) -> Observer:
     """An observer that prints the program on stderr after the passes named (`all`: after each)."""
     for name in names:
         if name != "all" and name not in PASSES:
-            raise InputError(f"--print-after {name!r}: no such pass{did_you_mean(name, PASSES)}; `llmpq passes` lists them")
+            raise InputError(f"--print-after {name!r}: no such pass; `llmpq passes` lists them{did_you_mean(name, PASSES)}")
 
     def observe(done: Pass, program: Program) -> None:
         if done.name in names or "all" in names:

@@ -1,4 +1,4 @@
-"""llmpq plan."""
+"""llmpq plan: the same decision from the configuration alone."""
 
 from typing import Any
 

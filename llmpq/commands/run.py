@@ -1,4 +1,4 @@
-"""llmpq run."""
+"""llmpq run: generate text in one process, or in one per stage."""
 
 import os
 import sys

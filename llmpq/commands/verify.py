@@ -1,4 +1,4 @@
-"""llmpq verify."""
+"""llmpq verify: a compiled model's files, tensors and a numerical smoke test."""
 
 from pathlib import Path
 
