@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from importlib import import_module
 
 import click
@@ -22,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "backends": "Known backends.",
 }
 INTERRUPTED = 130
+NAMED_BY_THE_USER = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class LazyGroup(click.Group):
@@ -39,7 +41,7 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS:
-            raise click.UsageError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}; `llmpq --help` lists them")
+            raise click.UsageError(f"no command {args[0]!r}; `llmpq --help` lists them{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -47,11 +49,15 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.version_option(__version__, prog_name="llmpq")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Compile a language model for a mixed set of devices."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 def main() -> None:
@@ -61,24 +67,23 @@ def main() -> None:
     try:
         code = cli.main(arguments, prog_name="llmpq", standalone_mode=False)
     except LlmpqError as error:
-        code = _report(error, error.exit_code, debug)
+        code = _report(error, str(error), error.exit_code, debug)
     except click.ClickException as error:
-        code = _report(error, 2, debug)
+        code = _report(error, error.format_message(), 2, debug)
     except (KeyboardInterrupt, click.Abort) as error:
-        code = _report("interrupted; nothing half-written was left behind", INTERRUPTED, debug, error)
+        code = _report(error, "interrupted; nothing half-written was left behind", INTERRUPTED, debug)
     except BrokenPipeError:
         # whoever read our output has closed it; keep Python from complaining about the same at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _report(error, 2, debug)
+        code = _report(error, str(error), 2 if isinstance(error, NAMED_BY_THE_USER) else 1, debug)
     sys.exit(code or 0)
 
 
-def _report(message: object, code: int, debug: bool, error: BaseException | None = None) -> int:
-    cause = error if error is not None else message
-    if debug and isinstance(cause, BaseException):
-        raise cause
-    text = message.format_message() if isinstance(message, click.ClickException) else str(message)
-    print(f"llmpq: {text}", file=sys.stderr)
+def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
+    """Print one line, after the traceback when it is asked for; returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    print("llmpq:", " ".join(text.split()), file=sys.stderr)
     return code

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.backend import Backend
-from llmpq.checkpoint.manifest import is_output
+from llmpq.checkpoint.manifest import check_size, is_output
 from llmpq.checkpoint.output_checks import read_plan
+from llmpq.checkpoint.reader import read_json
+from llmpq.checkpoint.replacing import replacing
 from llmpq.checkpoint.shards import stage_tensors
+from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import CheckpointError, InputError
 from llmpq.frontend.models import load_tokenizer, resolve, token_ids, trace_source
 from llmpq.generation import OnToken, SamplingParams
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from llmpq.backends.distributed import DistributedBackend
+
+
+GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -111,21 +117,38 @@ class CompiledModel:
         token; the same seed gives the same text however the batch is cut. Raises InputError for a prompt too long.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        eos = self.eos_token_ids if stop_at_eos else ()
-        params = SamplingParams(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos_token_ids=eos)
+        params = self.sampling(max_new_tokens, temperature, top_k, top_p, seed, stop_at_eos)
         generations = (backend or self.backend).generate(self.encode(texts), params, on_token)
         return [self.tokenizer.decode(generation.token_ids, skip_special_tokens=True) for generation in generations]
 
+    def sampling(
+        self, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int, stop_at_eos: bool
+    ) -> SamplingParams:
+        """What `generate` asks the backend for. Raises InputError for a value out of range."""
+        eos = self.eos_token_ids if stop_at_eos else ()
+        return SamplingParams(max_new_tokens, temperature, top_k, top_p, seed, eos)
+
+    def check(self, texts: Sequence[str], params: SamplingParams) -> None:
+        """Raises what generating would raise for prompts too long or a file missing or cut short, without reading weights."""
+        from llmpq.runtime.job import generate_job
+        from llmpq.runtime.spec import pipeline_spec, validate
+
+        for index in range(len(self.plan.stages)):
+            check_size(self.directory, stage_file(index, len(self.plan.stages)))
+        validate(generate_job(self.encode(texts), params), pipeline_spec(self.plan, self.graph, self.compute_dtype))
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; an empty prompt becomes the model's beginning-of-text token."""
-        encoded = [token_ids(self.tokenizer, text) for text in texts]
-        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        return [ids or [start] for ids in encoded]
+        start = [token for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if token is not None]
+        return [token_ids(self.tokenizer, text) or start[:1] for text in texts]
 
-    @property
+    @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        eos = self.tokenizer.eos_token_id
-        return () if eos is None else (eos,)
+        """What ends a text: the tokenizer's token, and those of generation_config.json (models for chats have several)."""
+        path = self.directory / GENERATION_FILE
+        also = read_json(path).get("eos_token_id") if path.is_file() else None
+        named = [self.tokenizer.eos_token_id, *(also if isinstance(also, list) else [also])]
+        return tuple(dict.fromkeys(token for token in named if isinstance(token, int)))
 
     def log_probs(self, token_ids: Sequence[int]) -> "Tensor":
         """[tokens, vocabulary] fp32 log-probabilities of the next token after each position, through all stages."""
@@ -159,9 +182,12 @@ class CompiledModel:
     def export(self, out: str | Path) -> Path:
         """Copy the compiled model to `out`, which must not exist or be empty."""
         target = Path(out)
+        if target.resolve().is_relative_to(self.directory.resolve()):
+            raise InputError(f"{target}: lies in {self.directory}, which is to be copied; choose another directory")
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise InputError(f"{target}: exists and is not empty; choose another directory")
-        shutil.copytree(self.directory, target, dirs_exist_ok=True)
+        with replacing(target, lambda _: False) as directory:
+            shutil.copytree(self.directory, directory, dirs_exist_ok=True)
         return target
 
     def __str__(self) -> str:

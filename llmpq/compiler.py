@@ -1,19 +1,33 @@
 """The compiler: from model, cluster and workload to a plan, and on to a compiled model on disk that generates."""
 
+import shutil
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Unpack
 
+from llmpq.checkpoint.manifest import is_output
 from llmpq.checkpoint.reader import Checkpoint
-from llmpq.checkpoint.shards import Progress, write_shards
+from llmpq.checkpoint.replacing import require_replaceable
+from llmpq.checkpoint.shards import Progress, require_original, write_shards
 from llmpq.compiled import CompiledModel, load
 from llmpq.errors import InputError
-from llmpq.frontend.models import ModelSource, calibration_text, load_tokenizer, resolve, token_ids, trace_source
+from llmpq.frontend.models import (
+    ModelSource,
+    calibration_text,
+    has_weights,
+    load_tokenizer,
+    read_utf8,
+    resolve,
+    token_ids,
+    trace_source,
+)
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
-from llmpq.passmanager import Observer, parse_pipeline, run_passes
+from llmpq.passmanager import PASSES, Observer, Pass, parse_pipeline, run_passes
 from llmpq.precision import parse_precisions
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
@@ -34,8 +48,9 @@ def plan(
     observe: Observer | None = None,
     **options: Unpack[PlanningOptions],
 ) -> Program:
-    """Decide, from the configuration alone: nothing is downloaded but config.json, no weight is read.
+    """Decide, from the configuration alone: nothing is downloaded but config.json, and no weights are needed.
 
+    Of a directory that holds weights the indicator `auto` reads them, so that the decision is that of `compile`.
     model: directory, hub id, `demo`, a bundled configuration's name, or a transformers nn.Module.
     Returns the program, whose `plan` is the decision. Raises InfeasibleError with reasons when there is none.
     """
@@ -60,9 +75,12 @@ def compile(
             f"model {source.name!r} is a configuration without weights; `plan` takes it, `compile` needs a directory or hub id"
         )
     checkpoint = Checkpoint.open(source.directory)
+    require_original(checkpoint)
+    keep = TemporaryOutput() if out is None else None
+    directory = keep.path if keep is not None else Path(str(out))
+    require_replaceable(directory, is_output)
     program = _plan(source, cluster, workload, Options(**options), observe)
     planned = time.perf_counter()
-    directory, keep = _output(out)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
     write_shards(
         directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, progress=progress
@@ -70,14 +88,13 @@ def compile(
     return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 
-def _output(out: str | Path | None) -> tuple[Path, Any]:
-    """The directory to write, and the temporary directory that must outlive the compiled model, if one was made."""
-    if out is not None:
-        return Path(out), None
-    from tempfile import TemporaryDirectory
+class TemporaryOutput:
+    """An output directory that is removed with this object."""
 
-    keep = TemporaryDirectory(prefix="llmpq-")
-    return Path(keep.name) / "out", keep
+    def __init__(self) -> None:
+        parent = Path(mkdtemp(prefix="llmpq-"))
+        self.path = parent / "out"
+        weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
 
 
 def _plan(
@@ -106,24 +123,33 @@ def _plan(
     program = Program(graph, request, graph_module=graph_module, calibration=_calibration(source, options))
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
-    passes = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}},{options.assign}")
-    return run_passes(program, passes, observe)
+    before = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
+    return run_passes(program, (*before, *_assignment(options.assign)), observe)
+
+
+def _assignment(text: str) -> tuple[Pass, ...]:
+    """The passes of --assign; InputError when none of them makes a plan."""
+    passes = parse_pipeline(text)
+    if "plan" not in passes[-1].provides:
+        raise InputError(f"--assign {text!r} makes no plan; choose one of {', '.join(p for p in PASSES if 'assign' in p)}")
+    return passes
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:
     if source.directory is None or options.indicator == "prior" or options.sensitivity is not None:
         return None
-    text, name = calibration_text(Path(options.calibration) if options.calibration else None)
-    return Calibration(source.directory, tuple(token_ids(load_tokenizer(source.directory), text)), name)
+    if not has_weights(source.directory):
+        return None
+    text, name = calibration_text(options.calibration)
+    ids = tuple(token_ids(load_tokenizer(source.directory), text))
+    if len(ids) < 2:
+        raise InputError(f"calibration text {name} has {len(ids)} tokens; at least 2 are needed, some thousands are better")
+    return Calibration(source.directory, ids, name)
 
 
 def _read_sensitivity(path: Path, program: Program) -> SensitivityTable:
     """The table of a file, checked against the model and reordered to the request's precisions."""
-    if not path.is_file():
-        raise InputError(
-            f"sensitivity file {path} does not exist; `llmpq plan --json` of an earlier run or an indicator makes one"
-        )
-    table = loads(SensitivityTable, path.read_text(), str(path))
+    table = loads(SensitivityTable, read_utf8(path, "sensitivity"), str(path))
     wanted = tuple(precision.name for precision in program.request.precisions)
     missing = [name for name in wanted if name not in table.options]
     if missing or len(table.rows) != program.graph.num_layers:

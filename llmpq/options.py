@@ -1,7 +1,7 @@
 """Options: what a plan can be asked for beside model, cluster and workload."""
 
 from dataclasses import dataclass
-from math import log1p
+from math import inf, log1p
 from os import PathLike
 from typing import TypedDict
 
@@ -49,9 +49,15 @@ class Options:
     gap: float = 1e-3
     time_limit_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.gap < inf:
+            raise InputError(f"--gap is {self.gap}; it must be a finite number, 0 or more")
+        if not 0 < self.time_limit_s < inf:
+            raise InputError(f"--time-limit is {self.time_limit_s}; it must be a finite number of seconds above 0")
+
     @property
     def target(self) -> Target:
-        """The quality target; more than one quality option, or a negative one, is an InputError."""
+        """The quality target; more than one quality option, or one that is negative or not finite, is an InputError."""
         given = {
             "--max-ppl-increase": self.max_ppl_increase,
             "--sensitivity-budget": self.sensitivity_budget,
@@ -61,8 +67,8 @@ class Options:
         if len(named) > 1:
             raise InputError(f"{' and '.join(named)} exclude each other; give one quality option")
         for name, value in named.items():
-            if not value >= 0:
-                raise InputError(f"{name} is {value}; it must not be negative")
+            if not 0 <= value < inf:
+                raise InputError(f"{name} is {value}; it must be a finite number, 0 or more")
         if self.theta is not None:
             return Target(budget=None, theta=self.theta, explicit=True)
         if self.sensitivity_budget is not None:

@@ -15,8 +15,7 @@ def replacing(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
 
     Raises InputError when `out` exists, is not an empty directory and `may_replace(out)` is false.
     """
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or may_replace(out))):
-        raise InputError(f"{out}: exists and is not a directory that llmpq wrote; choose another output directory or remove it")
+    require_replaceable(out, may_replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -27,6 +26,12 @@ def replacing(out: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def require_replaceable(out: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Raises InputError when `out` exists, is not an empty directory and `may_replace(out)` is false."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or may_replace(out))):
+        raise InputError(f"{out}: exists and is not a directory that llmpq wrote; choose another output directory or remove it")
 
 
 def _swap(temporary: Path, out: Path) -> None:

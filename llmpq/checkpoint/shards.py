@@ -56,7 +56,7 @@ def write_shards(
     written, source bytes in all). Raises InputError when `out` is something else than an earlier output of llmpq,
     CheckpointError when the checkpoint does not fit the graph, QuantizationError for a weight that cannot be quantized.
     """
-    _require_original(checkpoint)
+    require_original(checkpoint)
     stages = place_tensors(checkpoint.names, graph, plan)
     _require_shapes(checkpoint, graph, plan, stages)
     with replacing(out, is_output) as directory:
@@ -86,7 +86,8 @@ def compute_dtype(plan: Plan) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[plan.compute_dtype]
 
 
-def _require_original(checkpoint: Checkpoint) -> None:
+def require_original(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a checkpoint that is quantized already."""
     if "quantization_config" in checkpoint.config:
         raise CheckpointError(f"{checkpoint.directory}: already quantized; compile the original 16-bit model")
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_json, print_plan, progress, stdout
+from llmpq.commands.output import print_plan, progress, stdout
 
 
 @click.command("compile")
@@ -28,8 +28,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
             progress=advance,
             **planning.options,
         )
+    print_plan(compiled.plan, compiled.notices, as_json)
     if as_json:
-        print_json(compiled.plan)
         return
-    print_plan(compiled.plan, compiled.notices)
     stdout().print(f"written         {out}; next: llmpq verify {out}, llmpq run {out} --prompt TEXT")

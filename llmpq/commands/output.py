@@ -20,11 +20,11 @@ ProgressCallback = Any
 
 
 def stdout() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -39,7 +39,7 @@ def notice(text: str) -> None:
 @contextmanager
 def progress() -> Iterator[ProgressCallback]:
     """A callback (what, done, total) that draws a bar with the time left while the block runs."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr(), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -69,10 +69,13 @@ def _memory_cells(memory: DeviceMemory) -> tuple[str, ...]:
     return tuple(format_bytes(term) for term in (memory.weights, memory.kv_cache, other, memory.total, memory.capacity))
 
 
-def print_plan(plan: Plan, notices: tuple[str, ...]) -> None:
-    """The plan for people; notices on stderr."""
+def print_plan(plan: Plan, notices: tuple[str, ...], as_json: bool = False) -> None:
+    """The plan for people, or as JSON; notices on stderr."""
     for text in notices:
         notice(text)
+    if as_json:
+        print_json(plan)
+        return
     console, prediction, pipeline = stdout(), plan.prediction, plan.pipeline
     console.print(plan_table(plan))
     console.print(

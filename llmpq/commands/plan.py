@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_json, print_plan
+from llmpq.commands.output import print_plan
 
 
 @click.command("plan")
@@ -20,7 +20,4 @@ def command(model: str, as_json: bool, **values: Any) -> None:
 
     planning = Planning.of(values)
     program = plan(model, planning.cluster, planning.workload, observe=planning.observer, **planning.options)
-    if as_json:
-        print_json(program.require("plan"))
-    else:
-        print_plan(program.require("plan"), program.request.cluster.notices + program.notices)
+    print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)

@@ -45,6 +45,7 @@ def command(
     elif processes:
         from llmpq.runtime.launcher import launch
 
+        compiled.check(texts, compiled.sampling(**sampling))
         names = [f"stage {index} ({stage.device})" for index, stage in enumerate(compiled.plan.stages)]
         sys.exit(launch([sys.executable, "-m", "llmpq", *sys.argv[1:]], len(names), names.__getitem__))
     else:
@@ -53,42 +54,45 @@ def command(
 
 def _generate(compiled: "CompiledModel", texts: list[str], as_json: bool, backend: "Backend", sampling: dict[str, Any]) -> None:
     """Print one prompt's continuation as it arrives, several when all are done."""
-    stream = _Stream(compiled) if len(texts) == 1 and not as_json else None
-    if stream is not None:
-        stream.write(texts[0])
+    stream = _Stream(compiled, texts[0]) if len(texts) == 1 and not as_json else None
     continuations = compiled.generate(texts, on_token=stream, backend=backend, **sampling)
     if as_json:
         print_json([{"prompt": prompt, "continuation": text} for prompt, text in zip(texts, continuations)])
     elif stream is not None:
-        stream.write("\n")
+        stream.end(texts[0] + continuations[0])
     else:
         for prompt, text in zip(texts, continuations):
             click.echo(prompt + text + "\n" + "-" * 20)
 
 
 def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
-    if file is not None and not file.is_file():
-        raise InputError(f"prompts file {file} does not exist")
-    texts = [*prompts, *(file.read_text().splitlines() if file else ())]
+    from llmpq.frontend.models import read_utf8
+
+    texts = [*prompts, *(read_utf8(file, "prompts").splitlines() if file else ())]
     if not texts:
         raise InputError("no prompt was given; use --prompt TEXT or --prompts FILE")
     return texts
 
 
 class _Stream:
-    """Prints tokens of one sequence as they arrive, decoding as much as forms whole characters."""
+    """Prints the prompt and tokens of one sequence as they arrive, decoding as much as forms whole characters."""
 
-    def __init__(self, compiled: "CompiledModel") -> None:
+    def __init__(self, compiled: "CompiledModel", prompt: str) -> None:
         self._compiled = compiled
+        self._prompt = prompt
         self._ids: list[int] = []
         self._shown = ""
 
     def __call__(self, sequence: int, token: int) -> None:
         self._ids.append(token)
-        text = self._compiled.tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self._prompt + self._compiled.tokenizer.decode(self._ids, skip_special_tokens=True)
         if not text.endswith("\ufffd"):
-            self.write(text[len(self._shown) :])
-            self._shown = text
+            self._show(text)
 
-    def write(self, text: str) -> None:
-        click.echo(text, nl=False)
+    def end(self, text: str) -> None:
+        """Print what was held back, and end the line."""
+        self._show(text + "\n")
+
+    def _show(self, text: str) -> None:
+        click.echo(text[len(self._shown) :], nl=False)
+        self._shown = text

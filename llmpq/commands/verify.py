@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from llmpq.commands.output import print_json, stdout
+from llmpq.errors import InputError
 from llmpq.units import format_bytes
 
 
@@ -13,9 +14,12 @@ from llmpq.units import format_bytes
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(out: Path, as_json: bool) -> None:
     """Check the files of OUT against its manifest, their tensors against the plan, and every stage by a numerical smoke test."""
-    from llmpq.checkpoint.manifest import verify
+    from llmpq.checkpoint.manifest import is_output, verify
+    from llmpq.checkpoint.output_checks import PLAN_FILE
     from llmpq.compiled import load
 
+    if not (out / PLAN_FILE).is_file() and not is_output(out):
+        raise InputError(f"{out}: is not a compiled model; `llmpq compile MODEL --cluster C -o {out}` makes one")
     manifest = verify(out)
     checked = load(out).smoke_test()
     if as_json:

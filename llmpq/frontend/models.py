@@ -94,15 +94,27 @@ def read_text(name: str | PathLike[str]) -> tuple[str, str]:
     if not path.is_file():
         hint = did_you_mean(str(name), bundled)
         raise InputError(f"text {str(name)!r} is neither a file nor a bundled text; bundled: {', '.join(bundled)}{hint}")
+    return read_utf8(path, "text"), path.stem
+
+
+def read_utf8(path: Path, what: str) -> str:
+    """The text in a file that the user named; InputError when there is none, `what` says what was expected."""
+    if not path.is_file():
+        raise InputError(f"{what} file {path} does not exist")
     try:
-        return path.read_text(encoding="utf-8"), path.stem
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"text {path}: not UTF-8 at byte {error.start}; expected a text file") from error
+        raise InputError(f"{what} file {path}: not UTF-8 at byte {error.start}; expected a text file") from error
 
 
 def calibration_text(path: str | PathLike[str] | None) -> tuple[str, str]:
     """(content, name) of the text that indicators look at: the user's, else the bundled one."""
     return read_text("calibrate" if path is None else path)
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether there are safetensors files in `directory`."""
+    return next(directory.glob("*.safetensors"), None) is not None
 
 
 def bundled_configurations() -> dict[str, Path]:

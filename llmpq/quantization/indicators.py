@@ -27,7 +27,7 @@ def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: 
     is then scaled to the increase of the cross entropy measured with every layer at that option.
     """
     model = load_original(calibration.checkpoint)
-    windows = _windows(calibration.token_ids)
+    windows = _windows(calibration.token_ids, min(WINDOW, graph.max_positions))
     with torch.inference_mode():
         moments = _second_moments(model, graph, windows)
         base = _cross_entropy(model, windows)
@@ -40,14 +40,14 @@ def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: 
     return SensitivityTable(tuple(p.name for p in precisions), rows, "variance", provenance)
 
 
-def _windows(token_ids: tuple[int, ...]) -> Tensor:
-    """[windows, WINDOW] token ids, spread over the text; one shorter window when the text is shorter."""
+def _windows(token_ids: tuple[int, ...], length: int) -> Tensor:
+    """[windows, length] token ids, spread over the text; one shorter window when the text is shorter."""
     tokens = torch.tensor(token_ids)
-    count = len(tokens) // WINDOW
+    count = len(tokens) // length
     if count == 0:
         return tokens[None]
     chosen = torch.linspace(0, count - 1, min(WINDOWS, count)).round().long()
-    return tokens[: count * WINDOW].view(count, WINDOW)[chosen]
+    return tokens[: count * length].view(count, length)[chosen]
 
 
 def _cross_entropy(model: nn.Module, windows: Tensor) -> float:

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmpq.checkpoint.reader import Checkpoint
+
 
 def load_original(directory: Path) -> nn.Module:
-    """The transformers model of a directory, in fp32 and eval mode."""
+    """The transformers model of a directory, in fp32 and eval mode. Raises CheckpointError for a damaged file."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    Checkpoint.open(directory)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers does not annotate it
     model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model.eval()
@@ -26,3 +30,9 @@ def log_probs_of(model: nn.Module) -> Callable[[Sequence[int]], Tensor]:
         return logits[0].float().log_softmax(-1)
 
     return log_probs
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """The context that a transformers model was built for; None where nothing bounds it."""
+    config: Any = model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
