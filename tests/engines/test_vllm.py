@@ -1,0 +1,154 @@
+"""vLLM loads what llmpq compiles and computes the same, in one process and as the plan's pipeline."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import llmpq
+from llmpq.checkpoint.manifest import Manifest
+from llmpq.checkpoint.reference import reference_model
+from llmpq.frontend.models import data_path, load_tokenizer, read_text, token_ids
+from llmpq.quantization.original import load_original, log_probs_of
+from tests.engines.vllm_run import PYTHON, ROOT, VllmRun, execute, run_vllm
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif(not PYTHON.is_file(), reason="there is no environment .engines; `make engines` makes it"),
+]
+
+DEMO = data_path("models", "demo")
+MIXTURE = ("count(w8a8) >= 3", "count(w4a16) >= 3", "count(16) >= 2")
+SCHEMES = {"16": "UnquantizedLinearMethod", "w8a8": "CompressedTensorsW8A8Int8", "w4a16": "CompressedTensorsWNA16"}
+FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+TOLERANCE = 0.04  # nats, mean; bf16 alone was seen to cost 0.01 to 0.023
+WINDOWS, WINDOW = 4, 256  # stretches of the report text, tokens of each
+ABOUT_WEIGHTS = re.compile(r"lm_head|embed|\btied?\b|weight|checkpoint|param|quantiz|safetensors", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> llmpq.CompiledModel:
+    return llmpq.compile(
+        "demo",
+        ROOT / "examples" / "clusters" / "two-unlike-cpus.yaml",
+        llmpq.Batch(8, 64, 32),
+        out=tmp_path_factory.mktemp("compiled") / "out",
+        precisions="16,w8a8,w4a16",
+        constraints=MIXTURE,
+    )
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[list[int]]:
+    """Stretches of the report text, evenly spread."""
+    ids = token_ids(load_tokenizer(DEMO), read_text("report")[0])
+    starts = [index * (len(ids) - WINDOW) // (WINDOWS - 1) for index in range(WINDOWS)]
+    return [ids[start : start + WINDOW] for start in starts]
+
+
+@pytest.fixture(scope="module")
+def windows_file(windows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("windows") / "windows.json"
+    path.write_text(json.dumps(windows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def original_by_vllm(windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
+    return run_vllm(DEMO, windows_file, tmp_path_factory.mktemp("original") / "result.json")
+
+
+@pytest.fixture(scope="module")
+def compiled_by_vllm(compiled: llmpq.CompiledModel, windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
+    return run_vllm(compiled.directory, windows_file, tmp_path_factory.mktemp("compiled-by-vllm") / "result.json")
+
+
+@pytest.fixture(scope="module")
+def pipeline_by_vllm(compiled: llmpq.CompiledModel, windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
+    partition = ",".join(str(len(stage.layers)) for stage in compiled.plan.stages)
+    return run_vllm(compiled.directory, windows_file, tmp_path_factory.mktemp("pipeline") / "result.json", partition)
+
+
+def of_actual_tokens(model: nn.Module, windows: list[list[int]]) -> Tensor:
+    """[tokens] fp32 log-probability of every token but the first of each window."""
+    log_probs = log_probs_of(model)
+    return torch.cat([log_probs(window)[:-1].gather(1, torch.tensor(window[1:])[:, None])[:, 0] for window in windows])
+
+
+@pytest.fixture(scope="module")
+def original_in_fp32(windows: list[list[int]]) -> Tensor:
+    return of_actual_tokens(load_original(DEMO), windows)
+
+
+@pytest.fixture(scope="module")
+def reference(compiled: llmpq.CompiledModel, windows: list[list[int]]) -> Tensor:
+    """Of the compiled model with dequantized weights, in fp32."""
+    return of_actual_tokens(reference_model(compiled.directory), windows)
+
+
+def difference(found: Tensor, expected: Tensor, what: str) -> float:
+    """Mean |difference of log-probabilities|, printed with the largest."""
+    gaps = (found - expected).abs()
+    print(f"{what}: mean |difference| {float(gaps.mean()):.4f}, max {float(gaps.max()):.4f} nats over {len(gaps)} tokens")
+    return float(gaps.mean())
+
+
+def layer_of(linear: str) -> int:
+    return int(linear.split(".")[2])
+
+
+def assert_runs_the_plan(run: VllmRun, options: tuple[str, ...], stages: tuple[range, ...]) -> None:
+    """Every linear of every layer is there once, on its stage, under the scheme of its option."""
+    expected = [
+        {f"model.layers.{layer}.{linear}": SCHEMES[options[layer]] for layer in layers for linear in FUSED} for layers in stages
+    ]
+    assert [{name: scheme for name, (scheme, _) in stage.items()} for stage in run.linears] == expected
+
+
+def test_the_plan_mixes_three_precisions_over_two_stages(compiled: llmpq.CompiledModel) -> None:
+    counts = {option: compiled.plan.options.count(option) for option in SCHEMES}
+    assert counts["w8a8"] >= 3 and counts["w4a16"] >= 3 and counts["16"] >= 2 and len(compiled.plan.stages) == 2
+    assert Manifest.read(compiled.directory).engines["vllm-cpu"] is True
+
+
+def test_vllm_computes_the_original_within_the_noise_of_bf16(original_by_vllm: VllmRun, original_in_fp32: Tensor) -> None:
+    print(original_by_vllm.description)
+    assert difference(original_by_vllm.log_probs, original_in_fp32, "vLLM in bf16 - original in fp32") <= TOLERANCE
+
+
+def test_vllm_computes_the_dequantized_reference_of_a_mixture(
+    compiled: llmpq.CompiledModel, compiled_by_vllm: VllmRun, reference: Tensor, original_in_fp32: Tensor
+) -> None:
+    print(compiled_by_vllm.description)
+    assert_runs_the_plan(compiled_by_vllm, compiled.plan.options, (range(12),))
+    from_reference = difference(compiled_by_vllm.log_probs, reference, "vLLM - dequantized reference in fp32")
+    assert from_reference <= TOLERANCE
+    assert from_reference < difference(compiled_by_vllm.log_probs, original_in_fp32, "vLLM - original in fp32") / 2
+
+
+def test_vllm_runs_the_stages_of_the_plan_as_its_pipeline(
+    compiled: llmpq.CompiledModel, pipeline_by_vllm: VllmRun, compiled_by_vllm: VllmRun, reference: Tensor
+) -> None:
+    print(pipeline_by_vllm.description)
+    assert_runs_the_plan(pipeline_by_vllm, compiled.plan.options, tuple(stage.layers for stage in compiled.plan.stages))
+    assert difference(pipeline_by_vllm.log_probs, reference, "vLLM's pipeline - dequantized reference in fp32") <= TOLERANCE
+    difference(pipeline_by_vllm.log_probs, compiled_by_vllm.log_probs, "vLLM's pipeline - vLLM in one process")
+
+
+def test_vllm_warns_of_nothing_in_a_tied_two_stage_checkpoint_that_it_accepts_in_the_original(
+    compiled_by_vllm: VllmRun, original_by_vllm: VllmRun, pipeline_by_vllm: VllmRun
+) -> None:
+    assert original_by_vllm.warnings and pipeline_by_vllm.warnings, "vLLM on CPU always warns; is its log read?"
+    assert compiled_by_vllm.warnings <= original_by_vllm.warnings
+    assert [warning for warning in pipeline_by_vllm.warnings if ABOUT_WEIGHTS.search(warning)] == []
+
+
+def test_vllm_refuses_what_the_manifest_says_it_refuses(windows_file: Path, tmp_path: Path) -> None:
+    compiled = llmpq.compile("demo", "2xCPU", llmpq.Batch(2, 16, 8), out=tmp_path / "out", precisions="w8a16")
+    reason = Manifest.read(compiled.directory).engines["vllm-cpu"]
+    assert isinstance(reason, str) and "w8a16, for which vLLM on CPU has no kernel" in reason
+    code, printed = execute(compiled.directory, windows_file, tmp_path / "result.json")
+    assert code != 0 and "Failed to find a kernel" in printed
