@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENGINES := .engines
 TORCH := torch==2.13.0
-export OMP_NUM_THREADS ?= 2
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint types wheel engines test-engines clean
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar, Self
 
-import torch
 from torch import nn
 
 from llmpq.errors import BackendError
@@ -18,6 +17,7 @@ from llmpq.runtime.pipeline_backend import PipelineBackend
 from llmpq.runtime.process_group import Place, ProcessGroup
 from llmpq.runtime.progress import Progress
 from llmpq.runtime.stage import Stage
+from llmpq.runtime.torch_devices import torch_devices
 
 _NO_MORE = ""  # published instead of a job: the other ranks may leave
 
@@ -41,7 +41,6 @@ class DistributedBackend(PipelineBackend):
         graph: LayerGraph,
         load_stage: Callable[[int], nn.Module],
         compute_dtype: ComputeDtype | None = None,
-        torch_device: torch.device | str = "cpu",
         timeout_s: float = 300.0,
         via_host: bool = False,
     ) -> None:
@@ -53,6 +52,7 @@ class DistributedBackend(PipelineBackend):
                 f"{place.world_size} processes were started for a plan of {spec.num_stages} stages; start one for each"
             )
         self.rank = place.rank
+        torch_device = torch_devices(plan)[place.rank]
         stage = Stage(load_stage(place.rank), spec.layers[place.rank], spec.torch_dtype, torch_device)
         self._group = ProcessGroup(place, spec.stage_name, torch_device, timeout_s, via_host)
         self._engine = Engine(spec, {place.rank: stage}, (self._group.ring(),))

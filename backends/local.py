@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from llmpq.generation import OnToken
@@ -14,6 +13,7 @@ from llmpq.runtime.job import Job
 from llmpq.runtime.pipeline_backend import PipelineBackend
 from llmpq.runtime.progress import Progress
 from llmpq.runtime.stage import Stage
+from llmpq.runtime.torch_devices import torch_devices
 from llmpq.runtime.transport import in_process_ring
 
 
@@ -28,11 +28,10 @@ class LocalBackend(PipelineBackend):
         graph: LayerGraph,
         load_stage: Callable[[int], nn.Module],
         compute_dtype: ComputeDtype | None = None,
-        torch_device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(plan, graph, compute_dtype)
-        dtype = self.spec.torch_dtype
-        stages = {j: Stage(load_stage(j), layers, dtype, torch_device) for j, layers in enumerate(self.spec.layers)}
+        places = zip(self.spec.layers, torch_devices(plan))
+        stages = {j: Stage(load_stage(j), layers, self.spec.torch_dtype, device) for j, (layers, device) in enumerate(places)}
         self._engine = Engine(self.spec, stages, in_process_ring(len(stages)))
 
     def _run(self, job: Job, on_token: OnToken | None) -> Progress:

@@ -25,6 +25,7 @@ from llmpq.printing import format_plan
 from llmpq.program import Program, Request
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
@@ -79,7 +80,14 @@ class CompiledModel:
         module.load_state_dict(stage_tensors(self.directory, index), assign=True, strict=True)
         if self.compute_dtype != self.plan.compute_dtype:
             module.to(getattr(torch, self.compute_dtype))
-        return module.eval().requires_grad_(False)
+        return module.to(self.torch_devices[index]).eval().requires_grad_(False)
+
+    @cached_property
+    def torch_devices(self) -> "tuple[torch.device, ...]":
+        """Where on this machine each stage runs."""
+        from llmpq.runtime.torch_devices import torch_devices
+
+        return torch_devices(self.plan)
 
     def reference(self) -> "CompiledModel":
         """The same weights, computed in fp32."""
@@ -152,32 +160,30 @@ class CompiledModel:
 
     def log_probs(self, token_ids: Sequence[int]) -> "Tensor":
         """[tokens, vocabulary] fp32 log-probabilities of the next token after each position, through all stages."""
-        import torch
-
-        from llmpq.runtime.kv_cache import PassingCache
-
-        ids = torch.tensor([list(token_ids)])
-        x, positions = ids, torch.arange(ids.shape[1])[None]
-        with torch.inference_mode():
-            for stage in self.stages:
-                x = stage(x, None, positions, PassingCache())
-        return x[0].float().log_softmax(-1)
+        return self._outputs(token_ids)[-1][0].float().log_softmax(-1).cpu()
 
     def smoke_test(self) -> list[str]:
         """Run a few tokens through every stage, each from its own file; returns their devices, or raises CheckpointError."""
+        outputs = self._outputs([token % self.graph.vocab_size for token in range(8)])
+        for index, (stage, output) in enumerate(zip(self.plan.stages, outputs)):
+            if not bool(output.isfinite().all()):
+                place = f"stage {index} ({stage.device})"
+                raise CheckpointError(f"{self.directory}: {place} computes NaN or infinity; compile it again")
+        return [stage.device for stage in self.plan.stages]
+
+    def _outputs(self, token_ids: Sequence[int]) -> "list[Tensor]":
+        """What each stage makes of a sequence, all positions at once and without a cache."""
         import torch
 
         from llmpq.runtime.kv_cache import PassingCache
 
-        x, positions = torch.arange(8)[None] % self.graph.vocab_size, torch.arange(8)[None]
+        outputs: list[Tensor] = []
+        x, positions = torch.tensor([list(token_ids)]), torch.arange(len(token_ids))[None]
         with torch.inference_mode():
-            for index, stage in enumerate(self.plan.stages):
-                x = self.stages[index](x, None, positions, PassingCache())
-                if not bool(x.isfinite().all()):
-                    raise CheckpointError(
-                        f"{self.directory}: stage {index} ({stage.device}) computes NaN or infinity; compile it again"
-                    )
-        return [stage.device for stage in self.plan.stages]
+            for stage, device in zip(self.stages, self.torch_devices):
+                x = stage(x.to(device), None, positions.to(device), PassingCache())
+                outputs.append(x)
+        return outputs
 
     def export(self, out: str | Path) -> Path:
         """Copy the compiled model to `out`, which must not exist or be empty."""
@@ -203,7 +209,7 @@ def load(directory: str | Path) -> CompiledModel:
     if not is_output(path):
         raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
     plan = read_plan(path)
-    graph_module, graph = trace_source(resolve(path, weights=False))
+    graph_module, graph = trace_source(replace(resolve(path, weights=False), name=plan.model))
     request = Request(plan.cluster, plan.workload, parse_precisions(tuple(dict.fromkeys(plan.options))))
     program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=graph_module)
     return CompiledModel(path, run_passes(program, parse_pipeline(LOWERING)), plan.compute_dtype)

@@ -20,7 +20,7 @@ class Stage:
     def __init__(
         self, module: nn.Module, layers: Mapping[int, Attention], dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        self.module = module
+        self.module = module.to(device)
         self.layers = layers
         self.dtype = dtype
         self.device = torch.device(device)
