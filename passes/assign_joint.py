@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from llmpq.plan import Optimality
-from llmpq.planning.candidates import orders_are_complete
+from llmpq.planning.fallback import search_or_explain
 from llmpq.planning.make_plan import make_plan
-from llmpq.planning.search import search_or_explain
 from llmpq.program import Program
 
 
@@ -25,8 +24,8 @@ class AssignJoint:
         request = program.request
         request = replace(request, gap=self.gap or request.gap, time_limit_s=self.time_limit or request.time_limit_s)
         searched = replace(program, request=request)
-        found, budget, notices = search_or_explain(searched)
-        proven = found.proven and orders_are_complete(request.cluster)
-        optimality = Optimality(found.objective, found.bound, proven, "highs")
-        plan = make_plan(searched, found.candidate, found.problem, found.assignment, optimality, budget)
-        return replace(program, plan=plan, notices=program.notices + notices)
+        answer = search_or_explain(searched)
+        found = answer.found
+        optimality = Optimality(found.objective, found.bound, found.proven, "highs")
+        plan = make_plan(searched, found.candidate, found.problem, found.assignment, optimality, answer.budget)
+        return replace(program, plan=plan, notices=program.notices + answer.notices)

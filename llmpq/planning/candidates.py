@@ -1,18 +1,16 @@
-"""Candidates of the outer search: device orders and micro-batch sizes, and the assignment problem of each."""
+"""Candidates of the outer search: devices in order and micro-batch sizes, and the assignment problem of each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
 
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.costs.table import micro_batch_sizes
-from llmpq.hardware.cluster import Cluster, Device
+from llmpq.hardware.cluster import Cluster
+from llmpq.planning.orders import Order, identical_devices, link_table
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.problem import EndCost, Problem
 from llmpq.solver.rules import RuleContext
 
-MAX_ORDERS = 60
 TOKEN_BYTES = 8  # token ids return to the first stage as int64
 
 
@@ -20,63 +18,35 @@ TOKEN_BYTES = 8  # token ids return to the first stage as int64
 class Candidate:
     """Devices (indexes into the cluster) in pipeline order, and sequences per prefill and decode micro-batch."""
 
-    order: tuple[int, ...]
+    order: Order
     prefill_micro_batch: int
     decode_micro_batch: int
 
 
-def candidates(program: Program) -> tuple[Candidate, ...]:
-    """Every device alone (its tied head is not copied), and every distinct order of all devices, at every pair of sizes."""
-    cluster = program.request.cluster
-    alone = tuple((j,) for j in range(len(cluster.devices)))
-    together = distinct_orders(cluster) if len(cluster.devices) > 1 else ()
-    sizes = micro_batch_sizes(program.request.workload, len(cluster.devices))
-    return tuple(Candidate(order, prefill, decode) for order in (*together, *alone) for prefill, decode in sizes)
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Candidates of the same sizes: these devices, ascending, in any order; more than one may also be left out."""
+
+    devices: Order
+    prefill_micro_batch: int
+    decode_micro_batch: int
+
+    def candidate(self, order: Order | None = None) -> Candidate:
+        """Its candidate of that order, of the cluster's own by default."""
+        return Candidate(self.devices if order is None else order, self.prefill_micro_batch, self.decode_micro_batch)
 
 
-def distinct_orders(cluster: Cluster) -> tuple[tuple[int, ...], ...]:
-    """Orders of all devices that differ in more than a swap of identical ones.
+def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group, ...]:
+    """All devices `together`, and each kind of device alone, at every pair of micro-batch sizes.
 
-    Above MAX_ORDERS only orders that keep identical devices adjacent; above it still, the first MAX_ORDERS of those.
+    Alone is a case of its own because a tied head is then not copied.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for j, device in enumerate(cluster.devices):
-        groups.setdefault(_identity(device), []).append(j)
-    everything = list(_multiset_orders(tuple(tuple(group) for group in groups.values()), MAX_ORDERS + 1))
-    if len(everything) <= MAX_ORDERS:
-        return tuple(everything)
-    blocks = permutations(groups.values())
-    return tuple(tuple(j for group in block for j in group) for block, _ in zip(blocks, range(MAX_ORDERS)))
-
-
-def orders_are_complete(cluster: Cluster) -> bool:
-    """Whether `distinct_orders` left none out."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for j, device in enumerate(cluster.devices):
-        groups.setdefault(_identity(device), []).append(j)
-    return sum(1 for _ in _multiset_orders(tuple(tuple(group) for group in groups.values()), MAX_ORDERS + 1)) <= MAX_ORDERS
-
-
-def _identity(device: Device) -> tuple[object, ...]:
-    return (device.type.name, device.memory_bytes, device.reserve_bytes, device.speed, device.host)
-
-
-def _multiset_orders(groups: tuple[tuple[int, ...], ...], limit: int) -> Iterator[tuple[int, ...]]:
-    """Orders of all indexes with each group's members ascending; at most `limit` of them."""
-    produced = 0
-
-    def extend(prefix: tuple[int, ...], left: tuple[tuple[int, ...], ...]) -> Iterator[tuple[int, ...]]:
-        nonlocal produced
-        if produced >= limit:
-            return
-        if not any(left):
-            produced += 1
-            yield prefix
-        for g, group in enumerate(left):
-            if group:
-                yield from extend((*prefix, group[0]), (*left[:g], group[1:], *left[g + 1 :]))
-
-    return extend((), groups)
+    everything = tuple(range(len(program.request.cluster.devices)))
+    several = (everything,) if together and len(everything) > 1 else ()
+    sizes = micro_batch_sizes(program.request.workload, len(everything))
+    return tuple(
+        Group(devices, *pair) for devices in (*several, *(twins[:1] for twins in identical_devices(program))) for pair in sizes
+    )
 
 
 def rule_context(program: Program, candidate: Candidate) -> RuleContext:
@@ -116,7 +86,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         link_prefill_s=_links(cluster, order, prefill.hidden_bytes, candidate.prefill_micro_batch),
         link_decode_s=_links(cluster, order, decode.hidden_bytes, candidate.decode_micro_batch),
         overlap=False,
-        capacity_bytes=tuple(max(0, cluster.devices[j].capacity_bytes - activations) for j in order),
+        capacity_bytes=tuple(cluster.devices[j].capacity_bytes - activations for j in order),
         sensitivity=table.rows,
         sensitivity_budget=sensitivity_budget,
         theta=program.request.target.theta,
@@ -129,7 +99,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     )
 
 
-def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: tuple[int, ...]) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
+def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: Order) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
     """[kind][device][option]: weights and the cache of all sequences; None where the device cannot run the option."""
     return tuple(
         tuple(
@@ -143,17 +113,16 @@ def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: tuple[int, ...]) ->
     )
 
 
-def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int, order: tuple[int, ...]) -> EndCost:
+def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int, order: Order) -> EndCost:
     return EndCost(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), tuple(nbytes for _ in order))
 
 
-def _links(cluster: Cluster, order: tuple[int, ...], hidden_bytes: int, rows: int) -> tuple[tuple[float, ...], ...]:
+def _links(cluster: Cluster, order: Order, hidden_bytes: int, rows: int) -> tuple[tuple[float, ...], ...]:
     """Forward links carry the hidden state, backward ones (the return from last to first) the tokens."""
-    names = [cluster.devices[j].name for j in order]
+    links = link_table(cluster)
     return tuple(
         tuple(
-            0.0 if a == b else cluster.link(names[a], names[b]).transfer_s(hidden_bytes if a < b else rows * TOKEN_BYTES)
-            for b in range(len(names))
+            0.0 if a == b else links[i][j].transfer_s(hidden_bytes if a < b else rows * TOKEN_BYTES) for b, j in enumerate(order)
         )
-        for a in range(len(names))
+        for a, i in enumerate(order)
     )

@@ -1,23 +1,54 @@
-"""The outer search: candidates in the order of their bounds, the joint problem solved for those that can still win."""
+"""The outer search: best first, bounds from cheap to dear, the joint problem solved for the candidates that can still win."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+from typing import Literal
 
-from llmpq.errors import InfeasibleError, TimeLimitError
-from llmpq.planning.candidates import Candidate, build_problem, candidates, rule_context
+from llmpq.errors import TimeLimitError
+from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, rule_context
+from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
+from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
+from llmpq.planning.realise import average_sensitivity, keep_devices, realise
 from llmpq.program import Program
-from llmpq.solver.explain import explain_infeasible
-from llmpq.solver.milp import least_sensitivity, relaxation_bound, shortage, solve
-from llmpq.solver.problem import Assignment, Problem, Row
+from llmpq.solver.milp import breaks, relaxation_bound, solve
+from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.rules import rule_rows
 
-BUDGET_SLACK = 1e-3  # relative room above the least sensitivity, so that speed can still choose among equals
+FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
+ORDER_FREE_SLICE = 0.1  # of the time limit, for one order-free problem: its bound is good enough when that is up
+ORDER_FREE_GAP = 0.25  # of the gap of the search: what the order-free problem leaves open
+
+Restriction = Callable[[Problem], Problem]
+Start = tuple[Candidate, Problem, Assignment]
+Parts = tuple[tuple[int, ...], ...]
+
+
+def unrestricted(problem: Problem) -> Problem:
+    return problem
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What is searched: all devices `together` or each alone only, every problem under each of the restrictions."""
+
+    together: bool = True
+    restrictions: tuple[Restriction, ...] = (unrestricted,)
+    accept: Callable[[Program, tuple[Group, ...]], tuple[Group, ...]] = lambda _, groups: groups
+
+    def groups(self, program: Program) -> tuple[Group, ...]:
+        return self.accept(program, candidate_groups(program, together=self.together))
+
+
+EVERYTHING = Space()
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best assignment, its candidate and problem, and a bound that holds for every candidate searched."""
+    """The best assignment, its candidate and problem, and a bound that holds for every candidate, searched or not."""
 
     candidate: Candidate
     problem: Problem
@@ -36,110 +67,212 @@ def search(
     program: Program,
     budget: float | None,
     *,
-    accept: Callable[[Candidate], bool] = lambda _: True,
-    restrict: Callable[[Problem], Problem] = lambda problem: problem,
+    space: Space = EVERYTHING,
+    starts: Iterable[Start] = (),
+    gap: float | None = None,
+    deadline: float | None = None,
 ) -> Found | None:
-    """The best plan over all accepted candidates, None when none of them is feasible.
+    """The best plan of the space, None when it is proven to hold none; `starts`: plans to begin with, feasible or not.
 
-    Candidates are bounded by their linear relaxation and solved in that order until no bound is below the incumbent.
+    `gap` and `deadline` (of time.monotonic) are those of the request by default.
     Raises TimeLimitError when the time is up before any plan was found.
     """
-    deadline = time.monotonic() + program.request.time_limit_s
-    queue: list[tuple[float, int, Candidate, Problem]] = []
-    unbounded = False
-    for number, candidate in enumerate(filter(accept, candidates(program))):
-        problem = restrict(build_problem(program, candidate, budget))
-        if time.monotonic() > deadline - program.request.time_limit_s / 2 and queue:
-            unbounded = True
-            break
-        bound = relaxation_bound(problem, rows_of(program, candidate))
-        if bound is not None:
-            queue.append((bound, number, candidate, problem))
-    if not queue:
-        return None
-    return _solve_in_order(program, sorted(queue), deadline, exhaustive=not unbounded)
+    limit = program.request.time_limit_s
+    deadline = time.monotonic() + limit if deadline is None else deadline
+    gap = program.request.gap if gap is None else gap
+    state = _Search(program, budget, space, gap, deadline, identical_devices(program))
+    for candidate, problem, assignment in starts:
+        state.offer(candidate, problem, assignment)
+    return state.run()
 
 
-def _solve_in_order(
-    program: Program, queue: list[tuple[float, int, Candidate, Problem]], deadline: float, exhaustive: bool
-) -> Found | None:
-    best: Found | None = None
-    bounds: list[float] = []
-    timed_out = False
-    gap = program.request.gap
-    for bound, _, candidate, problem in queue:
-        if best is not None and bound >= best.objective * (1 - gap):
-            bounds.append(bound)
-            break
-        left = deadline - time.monotonic()
-        if left <= 0:
-            timed_out = True
-            bounds.append(bound)
-            break
-        cutoff = None if best is None else best.objective
-        solution = solve(problem, gap=gap, time_limit_s=left, rows=rows_of(program, candidate), cutoff=cutoff)
-        timed_out |= solution.status == "time_limit"
-        if solution.status != "infeasible":
-            bounds.append(max(bound, solution.bound) if solution.bound is not None else bound)
-        if (
-            solution.assignment is not None
-            and solution.objective is not None
-            and (best is None or solution.objective < best.objective)
-        ):
-            best = Found(candidate, problem, solution.assignment, solution.objective, 0.0, False)
-    if best is None:
-        if timed_out:
-            raise TimeLimitError(f"no plan was found within {program.request.time_limit_s:g} s; give more time with --time-limit")
-        return None
-    lowest = min([*bounds, best.objective])
-    return replace(best, bound=lowest, proven=exhaustive and (best.objective - lowest) <= gap * best.objective)
+Level = Literal["group", "relaxed group", "team", "order", "relaxed order"]
+LEVELS: tuple[Level, ...] = ("group", "relaxed group", "team", "order", "relaxed order")
 
 
-def search_or_explain(program: Program) -> tuple[Found, float | None, tuple[str, ...]]:
-    """The best plan, the budget that it kept, and notices.
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Candidates that one bound covers: all of a group, those that use a whole team, or one order; `slices`: runs on it."""
 
-    When the default budget cannot be met, the plan of least sensitivity that fits, with a notice; an explicit one that
-    cannot be met, or a cluster that is too small, raises InfeasibleError with the reasons.
+    level: Level
+    group: Group
+    restriction: int
+    candidate: Candidate
+    all_used: bool = False
+    slices: int = 0
+
+
+@dataclass(slots=True)
+class _Search:
+    """The state of one search: the heap of what may still win, by bound, and the bounds of what was closed.
+
+    A group is bounded by its order-free relaxation, split into teams (devices that are all used), a team into orders; an
+    order is bounded by the relaxation of its problem and then solved. Nothing above the incumbent is looked at.
     """
-    budget = program.request.target.budget
-    found = search(program, budget)
-    if found is not None:
-        return found, budget, ()
-    smallest = _smallest_candidates(program)
-    if budget is not None and not program.request.target.explicit:
-        least = [least_sensitivity(build_problem(program, c, None), rows_of(program, c)) for c in smallest]
-        values = [solution.objective for solution in least if solution.objective is not None]
-        if values:
-            relaxed = min(values) * (1 + BUDGET_SLACK)
-            found = search(program, relaxed)
-            if found is not None:
-                notice = (
-                    f"the default quality target of {budget:.4f} nats per token cannot be met on this cluster; "
-                    f"this is the plan of least sensitivity that fits, {min(values):.4f}"
-                )
-                return found, relaxed, (notice,)
-    raise InfeasibleError(_reasons(program, smallest))
 
+    program: Program
+    budget: float | None
+    space: Space
+    gap: float
+    deadline: float
+    identical: Parts
+    best: Found | None = None
+    heap: list[tuple[float, int, int, _Item]] = field(default_factory=list)
+    closed: list[float] = field(default_factory=list)
+    number: "count[int]" = field(default_factory=count)
+    rows: dict[Order, tuple[Row, ...]] = field(default_factory=dict)
 
-def _smallest_candidates(program: Program) -> tuple[Candidate, ...]:
-    """For each order, the candidate whose activations need the least memory."""
-    smallest: dict[tuple[int, ...], Candidate] = {}
-    for candidate in candidates(program):
-        held = smallest.get(candidate.order)
-        if held is None or (candidate.decode_micro_batch, candidate.prefill_micro_batch) < (
-            held.decode_micro_batch,
-            held.prefill_micro_batch,
-        ):
-            smallest[candidate.order] = candidate
-    return tuple(smallest.values())
+    @property
+    def left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def cutoff(self) -> float | None:
+        """What an objective must be below to matter."""
+        return None if self.best is None else self.best.objective * (1.0 - self.gap)
 
-def _reasons(program: Program, smallest: tuple[Candidate, ...]) -> tuple[str, ...]:
-    """Why nothing fits, told for the order that is short of the least."""
+    def run(self) -> Found | None:
+        for group in self.space.groups(self.program):
+            for restriction in range(len(self.space.restrictions)):
+                self.push(0.0, _Item("group", group, restriction, group.candidate()))
+        timed_out = False
+        while self.heap:
+            bound, _, _, item = heappop(self.heap)
+            timed_out = self.left <= 0
+            if timed_out or (self.cutoff is not None and bound >= self.cutoff):
+                self.closed.append(bound)
+                break
+            self.advance(bound, item)
+        return self.conclude(timed_out)
 
-    def short(candidate: Candidate) -> int:
-        return sum(missing for _, missing in shortage(build_problem(program, candidate, None), rows_of(program, candidate)))
+    def conclude(self, timed_out: bool) -> Found | None:
+        if self.best is None:
+            if timed_out:
+                limit = self.program.request.time_limit_s
+                raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
+            return None
+        objective = self.best.objective
+        bound = min([*self.closed, objective])
+        return replace(self.best, bound=bound, proven=objective - bound <= self.gap * abs(objective) * (1 + 1e-9))
 
-    nearest = min(smallest, key=lambda candidate: (short(candidate), -len(candidate.order)))
-    problem = build_problem(program, nearest, program.request.target.budget)
-    return explain_infeasible(problem, rows_of(program, nearest), program.request.rules)
+    def advance(self, bound: float, item: _Item) -> None:
+        """Learn the next thing about the item, and push what is left of it."""
+        steps = {"group": self.relax_group, "relaxed group": self.split_group, "team": self.split_team, "order": self.relax}
+        steps.get(item.level, self.solve)(bound, item)
+
+    def relax_group(self, bound: float, item: _Item) -> None:
+        found = self.order_free(item).relaxed(self.left)
+        if found.value is not None:
+            self.push(max(bound, found.value), replace(item, level="relaxed group"))
+
+    def split_group(self, bound: float, item: _Item) -> None:
+        """By the devices used; before that one problem of whole numbers bounds every order, or shows a good place to start."""
+        model = self.order_free(item)
+        if not model.is_small:
+            self.start(item)
+        else:
+            found = model.integral(ORDER_FREE_GAP * self.gap, self.slice(ORDER_FREE_SLICE), self.cutoff)
+            if found.value is None:
+                self.closed += [] if self.cutoff is None else [self.cutoff]
+                return
+            bound = max(bound, found.value)
+            if found.shares is not None:
+                candidate, assignment = self.realise(item, model, found.shares)
+                self.offer(candidate, self.problem(replace(item, candidate=candidate)), assignment)
+        members = teams(self.identical) if len(item.group.devices) > 1 else None
+        if members is None:
+            self.push_orders(bound, item)
+        for team in members or ():
+            self.push(bound, replace(item, level="team", candidate=item.group.candidate(team), all_used=True))
+
+    def start(self, item: _Item) -> None:
+        """The plan whose ranges are the best for layers of the average sensitivity, if there is one and it can still win."""
+        model = order_free_model(average_sensitivity(self.problem(item)), self.surroundings(item), ())
+        shares = model.integral(self.gap, self.slice(ORDER_FREE_SLICE), None).shares
+        if shares is None:
+            return
+        candidate, ranges = self.realise(item, model, shares)
+        problem, rows = self.problem(replace(item, candidate=candidate)), self.rows_of(candidate)
+        rows = (*rows, *keep_devices(problem, ranges))
+        solution = solve(problem, gap=self.gap, time_limit_s=self.slice(ORDER_FREE_SLICE), rows=rows, cutoff=self.cutoff)
+        if solution.assignment is not None:
+            self.offer(candidate, problem, solution.assignment)
+
+    def realise(self, item: _Item, model: OrderFree, shares: Shares) -> tuple[Candidate, Assignment]:
+        candidate, assignment = realise(item.candidate, self.problem(item), model, shares)
+        return replace(candidate, order=ascending(self.identical, candidate.order)), assignment
+
+    def slice(self, share: float) -> float:
+        """Seconds for one run: a share of the time limit, at most what is left of it."""
+        return min(self.left, share * self.program.request.time_limit_s)
+
+    def split_team(self, bound: float, item: _Item) -> None:
+        found = self.order_free(item).relaxed(self.left)
+        if found.value is not None:
+            self.push_orders(max(bound, found.value), item)
+
+    def push_orders(self, bound: float, item: _Item) -> None:
+        orders, complete = distinct_orders(self.identical, item.candidate.order)
+        if not complete:
+            self.closed.append(bound)  # of the orders left out
+        for order in orders:
+            self.push(bound, replace(item, level="order", candidate=item.group.candidate(order)))
+
+    def relax(self, bound: float, item: _Item) -> None:
+        relaxed = relaxation_bound(self.problem(item), self.rows_of(item.candidate), self.left)
+        if relaxed is not None:
+            self.push(max(bound, relaxed), replace(item, level="relaxed order"))
+
+    def solve(self, bound: float, item: _Item) -> None:
+        problem, rows = self.problem(item), self.rows_of(item.candidate)
+        limit, cutoff = self.slice(FIRST_SLICE * 2**item.slices), self.cutoff
+        solution = solve(problem, gap=self.gap, time_limit_s=limit, rows=rows, cutoff=cutoff)
+        if solution.status == "infeasible":
+            return
+        if solution.bound is not None:
+            bound = max(bound, min(solution.bound, inf if cutoff is None else cutoff))
+        if solution.assignment is not None:
+            self.offer(item.candidate, problem, solution.assignment)
+        if solution.proven:
+            self.closed.append(bound)
+        else:
+            self.push(bound, replace(item, slices=item.slices + 1))
+
+    def push(self, bound: float, item: _Item) -> None:
+        heappush(self.heap, (bound, -LEVELS.index(item.level), next(self.number), item))
+
+    def offer(self, candidate: Candidate, problem: Problem, assignment: Assignment) -> None:
+        """Keep the assignment if it is feasible and the best so far."""
+        if breaks(problem, self.rows_of(candidate), assignment):
+            return
+        objective = evaluate(problem, assignment).objective
+        if self.best is None or objective < self.best.objective:
+            self.best = Found(candidate, problem, assignment, objective, 0.0, False)
+
+    def problem(self, item: _Item) -> Problem:
+        restrict = self.space.restrictions[item.restriction]
+        problem = restrict(build_problem(self.program, item.candidate, self.budget))
+        return replace(problem, every_device_used=True) if item.all_used else problem
+
+    def rows_of(self, candidate: Candidate) -> tuple[Row, ...]:
+        if candidate.order not in self.rows:
+            self.rows[candidate.order] = rows_of(self.program, candidate)
+        return self.rows[candidate.order]
+
+    def order_free(self, item: _Item) -> OrderFree:
+        """The model of the item's devices in any order."""
+        return order_free_model(self.problem(item), self.surroundings(item), self.rows_of(item.candidate))
+
+    def surroundings(self, item: _Item) -> Surroundings:
+        opposite = replace(item.candidate, order=item.candidate.order[::-1])
+        backward = self.problem(replace(item, candidate=opposite))
+        return Surroundings.of(self.problem(item), backward, *self.alike(item.candidate.order))
+
+    def alike(self, order: Order) -> tuple[Parts, Parts]:
+        """Groups of interchangeable devices and of devices on one host, as places in the order."""
+        devices = self.program.request.cluster.devices
+        place = {device: j for j, device in enumerate(order)}
+        twins = (tuple(place[j] for j in group if j in place) for group in self.identical)
+        hosts = dict.fromkeys(devices[j].host for j in order)
+        together = (tuple(place[j] for j in order if devices[j].host == host) for host in hosts)
+        return tuple(twins), tuple(together)

@@ -37,7 +37,7 @@ def solve(
     Objective in seconds by `evaluate`; rows hold as well. Deterministic unless the time limit strikes.
     """
     started = perf_counter()
-    floor = relaxation_bound(problem, rows)
+    floor = relaxation_bound(problem, rows, time_limit_s)
     if floor is None:
         return _nothing(cutoff, perf_counter() - started)
     interrupted: Solution | None = None
@@ -110,10 +110,13 @@ def without_budget(problem: Problem) -> Problem:
     return replace(problem, sensitivity_budget=None)
 
 
-def relaxation_bound(problem: Problem, rows: tuple[Row, ...] = ()) -> float | None:
-    """Bound of the linear relaxation in seconds, a lower bound of every objective; None when even that is infeasible."""
+def relaxation_bound(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s: float | None = None) -> float | None:
+    """Bound of the linear relaxation in seconds, a lower bound of every objective (0 when it is not solved in time).
+
+    None when even that is infeasible.
+    """
     model = latency_model(problem, rows)
-    outcome = run_highs(model.linear, Limits(), relaxed=True)
+    outcome = run_highs(model.linear, Limits(time_limit_s=time_limit_s), relaxed=True)
     if outcome.status == "infeasible":
         return None
     return outcome.bound * model.unit if outcome.status == "optimal" and outcome.bound is not None else 0.0
