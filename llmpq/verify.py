@@ -1,44 +1,143 @@
 """The verifier: what must hold of a program after every pass."""
 
+from collections.abc import Iterator
+from math import isfinite
+
 from llmpq.errors import VerifyError
+from llmpq.hardware.support import support
 from llmpq.plan import Plan
 from llmpq.precision import PRECISIONS
 from llmpq.program import Program
+from llmpq.solver.problem import Assignment
+from llmpq.solver.rules import RuleContext, rule_rows
+
+TOLERANCE = 1e-6  # relative, of sums of floats
 
 
 def verify_program(program: Program, after: str) -> None:
     """Raises VerifyError, naming the pass, when a value contradicts itself or its neighbours."""
-    problems = []
+    problems = list(_program_problems(program))
     if program.plan is not None:
         problems += plan_problems(program.plan, program)
-    if program.sensitivity is not None and len(program.sensitivity.rows) != program.graph.num_layers:
-        problems.append(f"sensitivity has {len(program.sensitivity.rows)} rows for {program.graph.num_layers} layers")
-    if program.stages is not None and program.plan is not None and len(program.stages) != len(program.plan.stages):
-        problems.append(f"{len(program.stages)} stage modules for {len(program.plan.stages)} stages of the plan")
     if problems:
         raise VerifyError(f"after pass {after}: {'; '.join(problems)}")
 
 
+def _program_problems(program: Program) -> Iterator[str]:
+    table, plan, stages = program.sensitivity, program.plan, program.stages
+    if table is not None and len(table.rows) != program.graph.num_layers:
+        yield f"sensitivity has {len(table.rows)} rows for {program.graph.num_layers} layers"
+    asked = tuple(precision.name for precision in program.request.precisions)
+    if table is not None and table.options != asked:
+        yield f"sensitivity is of {', '.join(table.options)}, the request of {', '.join(asked)}"
+    if stages is not None and plan is not None and len(stages) != len(plan.stages):
+        yield f"{len(stages)} stage modules for {len(plan.stages)} stages of the plan"
+
+
 def plan_problems(plan: Plan, program: Program) -> list[str]:
-    """Every layer once and in order, known devices, allowed options, memory within capacity, micro-batches that divide."""
-    problems = []
+    """Everything in which the plan contradicts itself or the request; nothing that is merely not optimal."""
+    found = [*_layer_problems(plan, program), *_micro_batch_problems(plan)]
+    if found:
+        return found  # the others presume that layers, devices and options are known
+    checks = (_memory_problems, _request_problems, _quality_problems, _optimality_problems)
+    return [problem for check in checks for problem in check(plan, program)]
+
+
+def _layer_problems(plan: Plan, program: Program) -> Iterator[str]:
+    """Every layer once and in order, on known devices, each device once, at options that were asked for."""
     layers = [layer for stage in plan.stages for layer in stage.layers]
     if layers != list(range(program.graph.num_layers)):
-        problems.append(f"the stages hold layers {layers}, not each of 0..{program.graph.num_layers - 1} once and in order")
+        yield f"the stages hold layers {layers}, not each of 0..{program.graph.num_layers - 1} once and in order"
     devices = [stage.device for stage in plan.stages]
     known = [device.name for device in program.request.cluster.devices]
-    problems += [f"stage device {device!r} is not in the cluster" for device in devices if device not in known]
+    for stage in plan.stages:
+        if stage.device not in known:
+            yield f"stage device {stage.device!r} is not in the cluster"
+        if not stage.options:
+            yield f"the stage on {stage.device} holds no layer"
     if len(set(devices)) != len(devices):
-        problems.append(f"a device holds more than one stage: {', '.join(devices)}")
-    problems += [f"option {option!r} is unknown" for option in sorted(set(plan.options)) if option not in PRECISIONS]
-    problems += [
-        f"{memory.device} needs {memory.total} bytes and has {memory.capacity}"
-        for memory in plan.prediction.memory
-        if memory.total > memory.capacity
-    ]
-    pipeline = plan.pipeline
-    if pipeline.decode_micro_batch % pipeline.prefill_micro_batch:
-        problems.append(
-            f"prefill micro-batch {pipeline.prefill_micro_batch} does not divide decode micro-batch {pipeline.decode_micro_batch}"
-        )
-    return problems
+        yield f"a device holds more than one stage: {', '.join(devices)}"
+    allowed = [precision.name for precision in program.request.precisions]
+    for option in sorted(set(plan.options) - set(allowed)):
+        yield f"option {option!r} was not asked for" if option in PRECISIONS else f"option {option!r} is unknown"
+
+
+def _micro_batch_problems(plan: Plan) -> Iterator[str]:
+    prefill, decode, batch = plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch, plan.workload.batch_size
+    if not 1 <= prefill <= decode <= batch:
+        yield f"micro-batches of {prefill} (prefill) and {decode} (decode) sequences of a batch of {batch}"
+    elif decode % prefill:
+        yield f"prefill micro-batch {prefill} does not divide decode micro-batch {decode}"
+
+
+def _memory_problems(plan: Plan, program: Program) -> Iterator[str]:
+    """A figure per stage, no term negative, within what the device has."""
+    memory = plan.prediction.memory
+    if [entry.device for entry in memory] != [stage.device for stage in plan.stages]:
+        yield f"memory is told of {', '.join(entry.device for entry in memory)}, not of each stage's device in order"
+        return
+    for entry in memory:
+        terms = (entry.weights, entry.kv_cache, entry.activations, entry.embedding, entry.head)
+        if min(terms) < 0:
+            yield f"{entry.device} has a negative term of memory: {terms}"
+        capacity = program.request.cluster.device(entry.device).capacity_bytes
+        if entry.capacity != capacity:
+            yield f"the plan gives {entry.device} {entry.capacity} bytes, the cluster {capacity}"
+        if entry.total > entry.capacity:
+            yield f"{entry.device} needs {entry.total} bytes and has {entry.capacity}"
+
+
+def _request_problems(plan: Plan, program: Program) -> Iterator[str]:
+    """Model, workload and cluster as asked for; what the engine cannot run; the user's rules."""
+    request = program.request
+    if (plan.model, plan.workload, plan.cluster) != (program.graph.model, request.workload, request.cluster):
+        yield "the plan is of another model, workload or cluster than the request"
+    for stage in plan.stages:
+        device = request.cluster.device(stage.device).type
+        for precision in request.precisions:
+            if precision.name in stage.options and support(request.engine, device, precision).level == "unsupported":
+                yield f"{precision.name} is unsupported on {stage.device} by engine {request.engine}"
+    yield from broken_rules(plan, program)
+
+
+def broken_rules(plan: Plan, program: Program) -> tuple[str, ...]:
+    """The user's rules that the plan does not keep."""
+    graph, precisions = program.graph, program.request.precisions
+    options = tuple(precision.name for precision in precisions)
+    context = RuleContext(
+        num_layers=graph.num_layers,
+        devices=tuple(stage.device for stage in plan.stages),
+        known_devices=tuple(device.name for device in program.request.cluster.devices),
+        options=options,
+        option_bits=tuple(float(precision.num_bits) for precision in precisions),
+        layer_parameters=tuple(graph.kind_of(i).parameters for i in range(graph.num_layers)),
+    )
+    device = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.layers)
+    assignment = Assignment(device, tuple(options.index(option) for option in plan.options))
+    rows = rule_rows(program.request.rules, context)
+    return tuple(dict.fromkeys(f"constraint {row.label!r} is broken" for row in rows if not row.holds(assignment)))
+
+
+def _quality_problems(plan: Plan, program: Program) -> Iterator[str]:
+    quality = plan.quality
+    if quality.budget is not None and quality.sensitivity > quality.budget * (1 + TOLERANCE):
+        yield f"sensitivity {quality.sensitivity:.6g} exceeds the budget {quality.budget:.6g}"
+    if program.sensitivity is not None:
+        total = program.sensitivity.total(plan.options)
+        if abs(total - quality.sensitivity) > TOLERANCE * max(abs(total), TOLERANCE):
+            yield f"sensitivity is given as {quality.sensitivity:.6g}, its table adds up to {total:.6g}"
+
+
+def _optimality_problems(plan: Plan, program: Program) -> Iterator[str]:
+    """Seconds that are seconds, an objective that they add up to, a bound below it, a proof only where the gap is closed."""
+    prediction, optimality, target = plan.prediction, plan.optimality, program.request.target
+    seconds = (prediction.prefill_s, prediction.decode_s)
+    if not all(isfinite(value) and value >= 0 for value in seconds):
+        yield f"predicted seconds are {seconds[0]} and {seconds[1]}"
+    expected = prediction.latency_s + (target.theta or 0.0) * plan.quality.sensitivity
+    if abs(optimality.objective - expected) > TOLERANCE * max(abs(expected), TOLERANCE):
+        yield f"the objective is {optimality.objective:.6g} s, prediction and quality add up to {expected:.6g} s"
+    if optimality.bound is not None and optimality.bound > optimality.objective * (1 + TOLERANCE):
+        yield f"the bound {optimality.bound:.6g} s is above the objective {optimality.objective:.6g} s"
+    if optimality.proven and optimality.bound is None:
+        yield "the plan claims to be proven and has no bound"

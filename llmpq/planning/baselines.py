@@ -60,7 +60,7 @@ def _no_uniform(program: Program, space: Space) -> tuple[str, ...]:
     for restrict, option in zip(space.restrictions, program.require("costs").options, strict=True):
         lost, budget = _uniform_sensitivity(program, option), program.request.target.budget
         if budget is not None and program.request.target.explicit and lost > budget:
-            found.append(f"{option} costs {lost:.4f} nats per token, the budget is {budget:.4f}")
+            found.append(f"{option} costs {lost:.4g} nats per token, the budget is {budget:.4g}")
             continue
         _, _, short = nearest(program, replace(space, restrictions=(restrict,)))
         missing = [f"{device} is {format_bytes(size)} short" for device, size in short or ()]
@@ -88,9 +88,9 @@ def even_split(program: Program) -> Answer:
         found = Found(candidate, problem, assignment, evaluation.objective, 0.0, False)
         if target.budget is None or evaluation.sensitivity <= target.budget:
             return Answer(found, target.budget)
-        missed = f"{options[option]} costs {evaluation.sensitivity:.4f} nats per token, the budget is {target.budget:.4f}"
+        missed = f"{options[option]} costs {evaluation.sensitivity:.4g} nats per token, the budget is {target.budget:.4g}"
         if target.explicit:
-            raise InfeasibleError((f"an even split fits at no more faithful precision than {missed}",))
+            raise InfeasibleError((f"the most faithful even split that fits breaks the budget: {missed}",))
         return Answer(found, evaluation.sensitivity, (f"the default quality target cannot be met by an even split: {missed}",))
     raise InfeasibleError(_no_even_split(program))
 

@@ -11,13 +11,12 @@ Members = tuple[tuple[int, ...], ...]
 
 
 def realise(candidate: Candidate, problem: Problem, model: OrderFree, shares: Shares) -> tuple[Candidate, Assignment]:
-    """The candidate in the order of the shortest next hop, and ranges of the shares' lengths in it.
+    """The devices that are used in the order of the shortest next hop, and ranges of the shares' lengths on them.
 
     `problem` is the candidate's. Feasible where the layers are alike, else it may break memory or budget.
     """
     used = _nearest_next(shares, problem.link_prefill_s)
-    rest = [j for j in range(len(problem.devices)) if j not in used]
-    order = tuple(candidate.order[j] for j in (*used, *rest))
+    order = tuple(candidate.order[j] for j in used)
     return replace(candidate, order=order), _in_turn(shares, used, model.members, problem.num_layers)
 
 

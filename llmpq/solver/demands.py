@@ -28,7 +28,7 @@ class Demand:
 def demands(problem: Problem, rows: tuple[Row, ...], rules: tuple[Rule, ...] = ()) -> tuple[Demand, ...]:
     """Memory and supported precisions per device, the budget, use of devices, every label of the rows."""
     found = [
-        Demand(f"memory of {name} ({format_bytes(capacity)})", "memory", device)
+        Demand(f"memory of {name} ({format_bytes(max(0, capacity))})", "memory", device)
         for device, (name, capacity) in enumerate(zip(problem.devices, problem.capacity_bytes))
     ]
     partial = [j for j in range(len(problem.devices)) if any(None in kind[j] for kind in problem.layer_bytes)]
