@@ -1,4 +1,4 @@
-"""The MILP: equal to enumeration and to the best known objectives, with honest bounds; shortages; `llmpq solve`."""
+"""The MILP: equal to enumeration and to the best known objectives, with honest bounds; shortages."""
 
 import json
 import random
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from llmpq.commands.solve import command
-from llmpq.errors import InfeasibleError, InputError, TimeLimitError
+from llmpq.errors import InfeasibleError
 from llmpq.solver.classes import classify
 from llmpq.solver.linear import Limits, run_highs
 from llmpq.solver.milp import breaks, least_sensitivity, relaxation_bound, shortage, solve
@@ -226,48 +224,6 @@ def test_placement_is_contiguous_in_the_order_of_the_devices() -> None:
     solution = solve(problem, gap=0.05)
     assert solution.assignment is not None
     assert all(a <= b for a, b in pairwise(solution.assignment.device))
-
-
-def run(path: Path, *options: str) -> tuple[dict[str, Any], BaseException | None]:
-    outcome = CliRunner().invoke(command, [str(path), *options])
-    return json.loads(outcome.stdout), outcome.exception
-
-
-def written(tmp_path: Path, problem: Problem) -> Path:
-    path = tmp_path / "problem.json"
-    path.write_text(json.dumps(problem.to_json()))
-    return path
-
-
-def test_solve_prints_the_result_and_nothing_else() -> None:
-    result, error = run(PLANNING / "L24_N2_s10-a.json")
-    assert error is None
-    assert list(result) == ["objective", "latency_s", "bound", "gap", "proven", "device", "option", "seconds", "solver"]
-    assert result["proven"] is True and result["gap"] <= 1e-4 and result["solver"] == "highs"
-    assert len(result["device"]) == len(result["option"]) == 24
-    assert set(result["device"]) == {"P100:0", "T4:0"}
-    assert result["latency_s"] < result["objective"] == pytest.approx(3.564767939893393, rel=1.0001e-4)
-
-
-def test_solve_of_the_infeasible_gives_reasons_and_exit_code_3(tmp_path: Path) -> None:
-    problem, _ = best_known("L24_N2_s10-a")
-    result, error = run(written(tmp_path, replace(problem, capacity_bytes=(2 * 10**9, 10**9))))
-    assert isinstance(error, InfeasibleError) and error.exit_code == 3
-    assert (result["objective"], result["device"], result["proven"]) == (None, None, True)
-    assert result["reasons"] == list(error.reasons)
-    assert "short" in result["reasons"][0]
-
-
-def test_solve_without_time_is_exit_code_4(tmp_path: Path) -> None:
-    result, error = run(PLANNING / "L24_N4_s10-b.json", "--time-limit", "1e-6")
-    assert isinstance(error, TimeLimitError) and error.exit_code == 4
-    assert (result["objective"], result["proven"], result["gap"]) == (None, False, None)
-
-
-def test_solve_of_a_missing_file_is_exit_code_2(tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(command, [str(tmp_path / "nowhere.json")])
-    assert isinstance(outcome.exception, InputError) and outcome.exception.exit_code == 2
-    assert outcome.stdout == ""
 
 
 def test_the_gap_is_relative_and_never_negative() -> None:

@@ -17,17 +17,22 @@ from llmpq.solver.solution import DEFAULT_GAP, Solution
 @click.option("--time-limit", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Seconds; the default is none.")
 def command(problem_file: Path, gap: float, time_limit: float | None) -> None:
     """Solve a bare assignment problem (llmpq-problem-2) and print the result as JSON."""
-    from llmpq.solver.explain import explain_infeasible
-    from llmpq.solver.milp import solve
+    from llmpq.solver.solve import solve
 
     problem = load_problem(problem_file)
     solution = solve(problem, gap=gap, time_limit_s=time_limit)
-    reasons = explain_infeasible(problem) if solution.status == "infeasible" else ()
+    reasons = _reasons(problem) if solution.status == "infeasible" else ()
     click.echo(json.dumps(result(problem, solution, reasons)))
     if solution.status == "infeasible":
         raise InfeasibleError(reasons)
     if solution.assignment is None:
         raise TimeLimitError(f"no assignment was found within {time_limit:g} s; give more with --time-limit")
+
+
+def _reasons(problem: Problem) -> tuple[str, ...]:
+    from llmpq.solver.explain import explain_infeasible
+
+    return explain_infeasible(problem)
 
 
 def result(problem: Problem, solution: Solution, reasons: tuple[str, ...] = ()) -> dict[str, Any]:
