@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmpq.compiler import CompiledModel, compile, load, plan
+    from llmpq.compiler import CompiledModel, compile, load
     from llmpq.hardware.cluster import Cluster
     from llmpq.plan import Plan
     from llmpq.workload import Batch
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load", "plan"]
+__all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load"]
 
 _HOME = {
     "Batch": "llmpq.workload",
@@ -19,12 +19,14 @@ _HOME = {
     "Plan": "llmpq.plan",
     "compile": "llmpq.compiler",
     "load": "llmpq.compiler",
-    "plan": "llmpq.compiler",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import llmpq` stays fast and free of torch."""
+    """Import on first use, so that `import llmpq` stays fast and free of torch.
+
+    Planning alone is `llmpq.compiler.plan`: `llmpq.plan` is the module of the value.
+    """
     if name not in _HOME:
         raise AttributeError(f"module 'llmpq' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

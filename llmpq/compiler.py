@@ -28,6 +28,8 @@ from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import PASSES, Observer, Pass, parse_pipeline, run_passes
+from llmpq.planning.candidates import Candidate
+from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
@@ -120,11 +122,13 @@ def _plan(
             f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} needs {workload.kv_len} positions; "
             f"{graph.model} has {graph.max_positions}"
         )
-    program = Program(graph, request, graph_module=graph_module, calibration=_calibration(source, options))
+    program = Program(graph, request, graph_module=graph_module)
+    before = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
+    passes = (*before, *_assignment(options.assign))
+    rows_of(program, Candidate(tuple(range(len(request.cluster.devices))), 1, 1))  # rules that name what is not there, at once
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
-    before = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
-    return run_passes(program, (*before, *_assignment(options.assign)), observe)
+    return run_passes(replace(program, calibration=_calibration(source, options)), passes, observe)
 
 
 def _assignment(text: str) -> tuple[Pass, ...]:

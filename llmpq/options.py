@@ -10,7 +10,7 @@ from llmpq.program import Target
 
 
 class PlanningOptions(TypedDict, total=False):
-    """The keyword arguments of `llmpq.plan` and `llmpq.compile`; `Options` has their defaults and meaning."""
+    """The keyword arguments of `llmpq.compile` and `llmpq.compiler.plan`; `Options` has their defaults and meaning."""
 
     max_ppl_increase: float | None
     sensitivity_budget: float | None

@@ -1,7 +1,7 @@
 """llmpq backends: the known backends."""
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmpq.commands.list_passes import import_doc
 from llmpq.commands.output import print_json, stdout
@@ -17,7 +17,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("backend", "does")
+    table = Table(Column("backend", no_wrap=True), "does")
     for row in rows:
         table.add_row(row["name"], row["summary"])
     stdout().print(table)

@@ -1,7 +1,7 @@
 """llmpq devices: the known device types, and the devices of this machine."""
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmpq.commands.output import notice, print_json, stdout
 from llmpq.hardware.cluster import Cluster
@@ -20,7 +20,7 @@ def command(as_json: bool, engine: str) -> None:
     if as_json:
         print_json({"types": list(device_types().values()), "local": here})
         return
-    table = Table("type", "memory", "bandwidth", "16-bit peak", "precisions", "source")
+    table = Table(Column("type", no_wrap=True), "memory", "bandwidth", "16-bit peak", "precisions", "source")
     for kind in device_types().values():
         table.add_row(
             kind.name,

@@ -1,7 +1,7 @@
 """llmpq passes: the known passes."""
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from llmpq.commands.output import print_json, stdout
 from llmpq.passmanager import PASSES, load_pass
@@ -19,7 +19,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("pass", "requires", "provides", "does")
+    table = Table(Column("pass", no_wrap=True), "requires", "provides", "does")
     for row in rows:
         table.add_row(str(row["name"]), ", ".join(row["requires"]), ", ".join(row["provides"]), str(row["summary"]))
     stdout().print(table)

@@ -40,7 +40,8 @@ def notice(text: str) -> None:
 def progress() -> Iterator[ProgressCallback]:
     """A callback (what, done, total) that draws a bar with the time left while the block runs."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr(), transient=True) as bar:
+    console = stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from llmpq.sensitivity import SensitivityTable
 
 WINDOW = 512
 WINDOWS = 8
+KEPT_BYTES = 1 << 28  # of log-probabilities of the original model: every position of 4096 tokens up to a vocabulary of 16384
 
 
 def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: Calibration) -> SensitivityTable:
@@ -24,19 +25,21 @@ def variance(graph: LayerGraph, precisions: tuple[Precision, ...], calibration: 
     For a linear y = W x the rounding of W adds noise of energy sum_oi e_oi^2 E[x_i^2], e the rounding error of each
     weight; divided by E|y|^2 and summed over a layer's linears this orders layers within one option (LLM-PQ, section 4.2,
     uses the bound scale^2 Var[x] of the same quantity). Rounded activations add scale^2 / 12 |W|^2. The sum over layers
-    is then scaled to the increase of the cross entropy measured with every layer at that option.
+    is then scaled to the divergence of the next-token distributions measured with every layer at that option: what the
+    cross entropy rises by on text that is distributed as the original model says. On a few thousand tokens the rise itself
+    is mostly noise, and may be negative.
     """
     model = load_original(calibration.checkpoint)
     windows = _windows(calibration.token_ids, min(WINDOW, graph.max_positions))
     with torch.inference_mode():
         moments = _second_moments(model, graph, windows)
-        base = _cross_entropy(model, windows)
+        base = _log_probs(model, windows)
         noises = [_noise(model, graph, precision, moments) for precision in precisions]
-        increases = [_joint_increase(model, graph, precision, windows, base) for precision in precisions]
-    columns = _calibrate(noises, increases)
+        divergences = [_joint_divergence(model, graph, precision, windows, base) for precision in precisions]
+    columns = [_scaled(noise, divergence) for noise, divergence in zip(noises, divergences)]
     rows = tuple(tuple(column[i] for column in columns) for i in range(graph.num_layers))
     tokens = windows.numel()
-    provenance = f"variance indicator, scaled to each precision's joint increase on {tokens} tokens of {calibration.text_name}"
+    provenance = f"variance indicator, scaled to each precision's joint divergence on {tokens} tokens of {calibration.text_name}"
     return SensitivityTable(tuple(p.name for p in precisions), rows, "variance", provenance)
 
 
@@ -50,9 +53,14 @@ def _windows(token_ids: tuple[int, ...], length: int) -> Tensor:
     return tokens[: count * length].view(count, length)[chosen]
 
 
-def _cross_entropy(model: nn.Module, windows: Tensor) -> float:
-    losses = [float(model(input_ids=window[None], labels=window[None]).loss) for window in windows]
-    return sum(losses) / len(losses)
+def _log_probs(model: nn.Module, windows: Tensor) -> Tensor:
+    """[positions, vocabulary] fp32 of next tokens, spread evenly over all windows and no more than KEPT_BYTES."""
+    kept: list[Tensor] = []
+    for window in windows:
+        logits: Tensor = model(input_ids=window[None]).logits[0]
+        wanted = max(1, KEPT_BYTES // (4 * logits.shape[-1] * len(windows)))
+        kept.append(logits[:: -(-len(logits) // wanted)].float().log_softmax(-1))
+    return torch.cat(kept)
 
 
 def _linears(graph: LayerGraph) -> Iterator[tuple[int, str, Linear]]:
@@ -89,19 +97,20 @@ def _noise(model: nn.Module, graph: LayerGraph, precision: Precision, moments: d
     return noise
 
 
-def _joint_increase(model: nn.Module, graph: LayerGraph, precision: Precision, windows: Tensor, base: float) -> float:
-    """Measured increase of the cross entropy with every layer at `precision`; within the noise of the text it may be negative."""
+def _joint_divergence(model: nn.Module, graph: LayerGraph, precision: Precision, windows: Tensor, base: Tensor) -> float:
+    """Nats per token from the original model to the one with every layer at `precision`."""
     if not precision.is_quantized:
         return 0.0
     with fake_quantized(model, graph, precision):
-        return _cross_entropy(model, windows) - base
+        rounded = _log_probs(model, windows)
+    divergence = (base.exp() * (base - rounded)).sum(-1, dtype=torch.float64).mean()
+    return max(0.0, float(divergence))
 
 
-def _calibrate(noises: list[list[float]], increases: list[float]) -> list[list[float]]:
-    """Nats per token: each precision scaled to its measured increase; one that measured none, by the scale of all together."""
-    pooled = sum(max(increase, 0.0) for increase in increases) / max(sum(map(sum, noises)), 1e-30)
-    scales = [increase / sum(noise) if increase > 0 and sum(noise) > 0 else pooled for noise, increase in zip(noises, increases)]
-    return [[value * scale for value in noise] for noise, scale in zip(noises, scales)]
+def _scaled(noise: list[float], total: float) -> list[float]:
+    """Nats per token of each layer: shares of `total` in proportion to the noise."""
+    whole = sum(noise)
+    return [value * total / whole if whole else 0.0 for value in noise]
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
