@@ -110,3 +110,37 @@ def test_more_speed_or_bandwidth_never_costs_time() -> None:
     for old, new in zip(before.decode, after.decode):
         for cells in zip(old.layer_s[0], new.layer_s[0]):
             assert all(b is not None and a is not None and a < b for b, a in zip(*cells))
+
+
+def test_costs_say_which_devices_rest_on_measurements() -> None:
+    def provenance(cluster: str, precisions: str, engine: str = "vllm") -> str:
+        return derive_costs(
+            llama_graph(), Cluster.load(cluster), WORKLOAD, parse_precisions(precisions), "bfloat16", engine
+        ).provenance
+
+    assert provenance("1xL4", "16,w4a16") == "roofline"
+    assert provenance("1xA100-80", "16,w4a16") == "table"
+    assert provenance("1xA100-80,2xL4", "16,w8a8") == "A100-80: table, L4: roofline"
+    assert provenance("1xH100", "16,w4a16") == "table, w4a16 by roofline"
+    assert provenance("1xH100", "16,w4a16", "local") == "table"
+
+
+def test_speed_by_table_is_not_monotone_in_bits_and_unpacking_always_costs() -> None:
+    """A100: four bits halve decode at one token and slow prefill down; unpacked at run time they never help."""
+    a100 = Cluster.load("1xA100-80").devices[0]
+    kind = llama_kind(hidden=4096, ffn=11008, head_dim=128, kv_heads=32)
+
+    def seconds(precision: str, tokens: int, engine: str) -> float:
+        return layer_latency_s(a100, kind, PRECISIONS[precision], 1, tokens, tokens, "bfloat16", engine)
+
+    assert seconds("w4a16", 1, "vllm") < seconds("16", 1, "vllm") < seconds("w4a16", 1, "local")
+    assert seconds("w8a8", 4096, "vllm") < seconds("16", 4096, "vllm") < seconds("w4a16", 4096, "vllm")
+
+
+def test_half_the_speed_takes_twice_the_time_by_table_too() -> None:
+    whole = Cluster.load("1xA100-80").devices[0]
+    times = [
+        layer_latency_s(d, llama_kind(), PRECISIONS["16"], 4, 16, 16, "bfloat16", "local")
+        for d in (whole, replace(whole, speed=0.5))
+    ]
+    assert times[1] == pytest.approx(2 * times[0])

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
-from llmpq.costs.roofline import embedding_latency_s, head_latency_s, layer_latency_s
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.support import support
@@ -72,7 +72,7 @@ def derive_costs(
     compute_dtype: ComputeDtype,
     engine: str,
 ) -> CostTable:
-    """Every cost that a plan of this graph on this cluster can need, by roofline."""
+    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline."""
     pairs = micro_batch_sizes(workload, len(cluster.devices))
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
 
@@ -92,7 +92,7 @@ def derive_costs(
         first_bytes=graph.first_bytes,
         last_bytes=graph.last_bytes(with_first=False),
         last_bytes_with_first=graph.last_bytes(with_first=True),
-        provenance="roofline",
+        provenance=latency_provenance(cluster.devices, precisions, engine),
     )
 
 
