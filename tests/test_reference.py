@@ -1,6 +1,5 @@
 """The dequantized reference against transformers and against weights dequantized by hand."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from llmpq.checkpoint.shards import write_shards
 from llmpq.precision import PRECISIONS
 from llmpq.quantization import rounding
 from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from tests.loading import load_by_transformers
 from tests.tiny_checkpoint import MIXED, MIXTRAL_LINEARS, graph, llama, plan, save_llama, save_mixtral
 
 TOKENS = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(3))
@@ -35,31 +35,9 @@ def log_probabilities(model: Any) -> torch.Tensor:
     return result
 
 
-def load(out: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """What transformers makes of the directory, and what it had to say about it."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    records: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    handler = Keep(logging.WARNING)
-    transformers_logging.get_logger("transformers").addHandler(handler)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, output_loading_info=True)
-    finally:
-        transformers_logging.get_logger("transformers").removeHandler(handler)
-    model, info = loaded
-    wrong = [f"{key}: {value}" for key, value in info.items() if value]
-    return model.eval(), records + wrong
-
-
 @both_heads
 def test_transformers_loads_the_output_without_a_warning_and_agrees_within_the_noise_of_bf16(out: Path) -> None:
-    model, said = load(out, torch.bfloat16)
+    model, said = load_by_transformers(out, torch.bfloat16)
     assert said == []
     difference = (log_probabilities(model) - log_probabilities(reference_model(out))).abs()
     assert float(difference.mean()) < 0.03 and float(difference.max()) < 0.25
@@ -70,7 +48,7 @@ def test_transformers_in_fp32_agrees_exactly_once_activations_are_scaled_alike(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounding, "ACTIVATION_STEPS", 127.5)
-    model, _ = load(out, torch.float32)
+    model, _ = load_by_transformers(out, torch.float32)
     torch.testing.assert_close(log_probabilities(model), log_probabilities(reference_model(out)), rtol=0, atol=1e-5)
 
 
@@ -117,9 +95,9 @@ def test_a_mixture_of_experts_is_stored_under_the_names_of_its_modules_and_loads
     write_shards(tmp_path / "out", Checkpoint.open(source), experts, plan(), assets=source, build={})
     assert verify(tmp_path / "out").engines["transformers"] is True
     monkeypatch.setattr(rounding, "ACTIVATION_STEPS", 127.5)
-    model, said = load(tmp_path / "out", torch.float32)
+    model, said = load_by_transformers(tmp_path / "out", torch.float32)
     assert said == []
     torch.testing.assert_close(log_probabilities(model), log_probabilities(reference_model(tmp_path / "out")), rtol=0, atol=1e-5)
-    original, _ = load(source, torch.float32)
+    original, _ = load_by_transformers(source, torch.float32)
     fused = original.state_dict()["model.layers.2.mlp.experts.gate_up_proj"]
     assert torch.equal(dict(dequantized_state(tmp_path / "out"))["model.layers.2.mlp.experts.gate_up_proj"], fused)
