@@ -158,7 +158,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def details(result: dict[str, Any]) -> list[str]:
     """What runs where, why a plan does not exist, and the ladder from the even split to the joint plan."""
-    lines = []
+    lines = [f"costs: {result['costs']}"]
     for entry in result["rows"]:
         if "error" in entry:
             lines.append(f"{label(entry)}: {entry['error']}")
