@@ -210,7 +210,7 @@ def test_every_feasible_multiplier_gives_a_lower_bound() -> None:
             scale = rng.uniform(0, 1, 3 * figures.shape[0] + 1) * rng.choice([0.01, 1.0, 100.0])
             at = np.array(project(Plain.of(grids[0]), scale.tolist()))
             bounds = [c_kernels().grid_bound(grid, at, -1.0) for grid in grids]
-            assert min(bounds) <= optimum * (1 + 1e-9) or (min(bounds) >= FAR and False), seed
+            assert min(bounds) <= optimum * (1 + 1e-9) + 1e-12, seed
             checked += 1
     assert checked > 100
 

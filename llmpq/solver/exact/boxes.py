@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-MAX_PATHS = 30_000  # made in a box before the rest is bounded by the least of them; twice as many in its halves
+MAX_PATHS = 10_000  # made in a box before the rest is bounded by the least of them
+MORE_PATHS = 1.25  # times as many in the halves of a box that needed more
 MOST_PATHS = 4_000_000
 STEPS = (60, 25)  # of ascent at the first box and at the others
 
@@ -55,7 +56,7 @@ class BoxSearch:
         count = 0
         while heap and heap[0][0] < self.cutoff():
             if self.expired():
-                return heap[0][0]
+                return min(heap[0][0], self.unresolved)
             for child in self._visit(heappop(heap)[2]):
                 count += 1
                 heappush(heap, (child.bound, count, child))
@@ -93,7 +94,7 @@ class BoxSearch:
             halves = [node.box]
         if not halves:
             self.unresolved = min(self.unresolved, bound)
-        most = min(MOST_PATHS, 2 * node.most) if dropped < value else node.most
+        most = min(MOST_PATHS, int(MORE_PATHS * node.most)) if dropped < value else node.most
         return [Node(half, bound, multipliers, graph, most) for half in halves]
 
     def _best_path(self, graph: Graph, rows: Rows, most: int) -> tuple[float, float, list[int]]:

@@ -7,7 +7,7 @@
 #define FAR 1e300
 #define METRIC_FLOOR 0.02 /* of the root mean square of a coordinate's slope */
 #define PATIENCE 12       /* steps without progress before the step is halved */
-#define KEEP 48           /* labels that a new one is compared with */
+#define KEEP 16           /* labels that a new one is compared with */
 
 /* The assignment problem with its first used device chosen: arrays as in figures.py, [kind][device][option] where by cell.
  * ends [6][device]: first stage prefill, decode, bytes, last stage the same; arcs [device][device]: whether one may follow;

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FAR = 1e300  # no path, no limit
 METRIC_FLOOR = 0.02  # of the root mean square of a coordinate's slope
 PATIENCE = 12  # steps without progress before the step is halved
-KEEP = 48  # labels that a new one is compared with
+KEEP = 16  # labels that a new one is compared with
 STEP = 0.03  # of the bound: what the first step of an ascent would gain if the bound were linear
 
 

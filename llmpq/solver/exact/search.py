@@ -26,7 +26,7 @@ SHRINK = 0.25  # of a guess that needs more stages than can be held
 LEAST_GROWTH = 1e-5
 STEPS = (400, 200)  # of ascent at the start and at every guess
 OTHER_STARTS = 1.1  # of the least bound: how far those of other first devices are pursued at the start
-MOST = (1_000_000, 6_000_000)  # stages and labels held at once
+MOST = (3_000_000, 20_000_000)  # stages and labels held at once
 SLACK_SHARE = 0.5  # of the gap, for paths that count as one
 OWN_SHARE = 0.85  # of the gap asked for; the rest is for rounding
 
