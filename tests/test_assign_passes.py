@@ -255,7 +255,7 @@ def test_an_explicit_budget_that_a_baseline_breaks_is_told_with_figures() -> Non
     target = Target(budget=1e-6, explicit=True)
     ready = planned(program(target=target, precisions="w8a16,w4a16"))
     for name in ("assign-even", "assign-hand"):
-        with pytest.raises(InfeasibleError, match="w8a16 costs 0.0005 nats per token, the budget is 1e-06"):
+        with pytest.raises(InfeasibleError, match=r"w8a16 costs 0\.0005 nats per token, the budget is 1e-06"):
             assign(ready, name)
 
 

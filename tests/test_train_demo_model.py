@@ -44,7 +44,7 @@ def test_both_architectures_have_about_five_million_parameters_and_tied_embeddin
 def test_an_epoch_shows_every_window_once(script: Any) -> None:
     stream = script.batches(torch.arange(1000), 4, 10, seed=0)
     shown = torch.cat([next(stream) for _ in range(24)])
-    assert len(shown[:, 0].unique()) == 96
+    assert len(set(shown[:, 0].tolist())) == 96
     assert bool((shown[:, 1:] - shown[:, :-1] == 1).all())
 
 

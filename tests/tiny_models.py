@@ -12,7 +12,7 @@ from llmpq.frontend.layer_graph import layer_graph
 from llmpq.frontend.tracing import trace
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
-from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
+from llmpq.plan import DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request
 from llmpq.runtime.kv_cache import KvCache
@@ -111,15 +111,17 @@ def program_of(model: PreTrainedModel, stages: Sequence[Sequence[str]]) -> Progr
     starts = [sum(map(len, stages[:index])) for index in range(len(stages))]
     planned = tuple(Stage(f"CPU:{index}", start, tuple(options)) for index, (start, options) in enumerate(zip(starts, stages)))
     workload = Batch(batch_size=3, prompt_len=7, gen_len=4)
+    cluster = Cluster.load(f"{len(stages)}xCPU")
+    memory = tuple(DeviceMemory(device.name, 0, 0, 0, 0, 0, device.capacity_bytes) for device in cluster.devices)
     plan = Plan(
         model="tiny",
         compute_dtype="float32",
         workload=workload,
-        cluster=Cluster.load(f"{len(stages)}xCPU"),
+        cluster=cluster,
         pipelines=(Pipeline(planned, 3, 3),),
-        prediction=Prediction(1.0, 1.0, (), "test"),
+        prediction=Prediction(1.0, 1.0, memory, "test"),
         quality=Quality(0.0, None, "test"),
-        optimality=Optimality(1.0, None, False, "test"),
+        optimality=Optimality(2.0, None, False, "test"),
     )
-    request = Request(Cluster.load(f"{len(stages)}xCPU"), workload, parse_precisions("16,w8a8,w8a16,w4a16"))
+    request = Request(cluster, workload, parse_precisions("16,w8a8,w8a16,w4a16"))
     return Program(graph, request, compute_dtype="float32", plan=plan, graph_module=traced)

@@ -1,7 +1,7 @@
 """Search: guesses of the optimum, each refuted, which raises the bound, or met by an assignment that is proven."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from llmpq.solver.exact.graph import Graph
 from llmpq.solver.exact.grid import Caps, Grid
 from llmpq.solver.exact.kernels import FAR, Kernels
 from llmpq.solver.exact.stages import Chains, Stages
-from llmpq.solver.problem import Assignment, evaluate
+from llmpq.solver.problem import Assignment, Problem, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GROWTHS = (0.002, 0.006, 0.015, 0.03, 0.06, 0.1, 0.3, 1.0)  # of the bound: guesses of the optimum, the last one repeated
 SMALLEST = 1e-9  # of the largest objective there can be: least size that growths are relative to
+DOUBT = 0.1  # growth from which on it is asked first whether anything keeps the budget
 SHRINK = 0.25  # of a guess that needs more stages than can be held
 LEAST_GROWTH = 1e-5
 STEPS = (400, 200)  # of ascent at the start and at every guess
@@ -67,6 +68,7 @@ class Search:
     bound: float = -np.inf
     assignment: Assignment | None = None
     stuck: bool = False
+    doubted: bool = False
     effort: Effort = field(default_factory=Effort)
 
     def run(self) -> None:
@@ -77,6 +79,9 @@ class Search:
         growths = _growths()
         growth = next(growths)
         while self.bound < min(self.cutoff(), largest) and not self.expired():
+            if growth >= DOUBT and self._budget_out_of_reach():
+                self.bound = np.inf
+                return
             self.guess = self.bound + growth * max(abs(self.bound), SMALLEST * largest)
             explored = [self._explored(start) for start in sorted(starts, key=lambda start: start.bound)]
             self.bound = min(start.bound for start in starts)
@@ -98,6 +103,17 @@ class Search:
 
     def expired(self) -> bool:
         return perf_counter() > self.deadline
+
+    def _budget_out_of_reach(self) -> bool:
+        """Whether the least sensitivity that fits exceeds the budget: a search without seconds; asked once."""
+        budget = self.figures.budget
+        if self.doubted or self.assignment is not None or not np.isfinite(budget):
+            return False
+        self.doubted = True
+        timeless = Figures(_without_seconds(self.figures.problem), self.figures.allowed)
+        least = Search(timeless, self.kernels, self.gap, self.deadline, budget)
+        least.run()
+        return least.bound >= budget and least.best > budget
 
     def _starts(self) -> list[Start]:
         """Every first used device that any path begins with."""
@@ -180,6 +196,24 @@ def _largest(figures: Figures) -> float:
     sensitivity = float(figures.sensitivity.max(axis=1).sum())
     weight = figures.decode_sum + figures.round_trip + figures.decode_slowest
     return 1.0 + (1.0 + figures.prefill_slowest) * prefill + weight * decode + figures.theta * abs(sensitivity)
+
+
+def _without_seconds(problem: Problem) -> Problem:
+    """The problem of least sensitivity."""
+    devices = len(problem.devices)
+    none = (0.0,) * devices
+    cells = tuple(tuple(tuple(None if cell is None else 0.0 for cell in row) for row in kind) for kind in problem.layer_bytes)
+    return replace(
+        problem,
+        prefill_s=cells,
+        decode_s=cells,
+        link_prefill_s=(none,) * devices,
+        link_decode_s=(none,) * devices,
+        first_stage=replace(problem.first_stage, prefill_s=none, decode_s=none),
+        last_stage=replace(problem.last_stage, prefill_s=none, decode_s=none),
+        sensitivity_budget=None,
+        theta=1.0,
+    )
 
 
 def _hashes(figures: Figures) -> "NDArray[np.uint64]":
