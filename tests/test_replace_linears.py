@@ -78,7 +78,7 @@ def test_a_model_without_weights_is_lowered_loaded_and_equals_the_dequantized_mo
     for ours, theirs in zip(
         run(lowered.require("stages"), lowered.graph, inputs), run([reference], lowered.graph, inputs), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, theirs[:, -1:], rtol=0, atol=1e-6)  # trim-logits keeps the last position
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma3", "mixtral"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 GROWTHS = (0.002, 0.006, 0.015, 0.03, 0.06, 0.1, 0.3, 1.0)  # of the bound: guesses of the optimum, the last one repeated
-SMALLEST = 1e-9  # of the largest objective there can be: least size that growths are relative to
+SMALLEST = 1e-4  # of the largest objective there can be: least size that growths are relative to
 DOUBT = 0.1  # growth from which on it is asked first whether anything keeps the budget
 SHRINK = 0.25  # of a guess that needs more stages than can be held
 LEAST_GROWTH = 1e-5
