@@ -70,6 +70,21 @@ def test_random_problems_are_solved_as_enumeration_solves_them(part: int) -> Non
     assert feasible > 30
 
 
+@pytest.mark.parametrize("seed", [6405, 7011, 7130])
+def test_where_stages_take_the_same_time_nothing_is_left_to_highs(seed: int) -> None:
+    problem = random_problem(seed)
+    solution = solve_with(c_kernels(), problem, gap=1e-9)
+    check(solution, problem, enumerate_optimum(problem), seed)
+    assert solution.solver == "exact-c"
+
+
+def test_a_budget_that_nothing_keeps_is_found_out() -> None:
+    problem = best_known("L48_N4_s10-c")[0]
+    solution = solve(replace(problem, sensitivity_budget=0.0))
+    assert (solution.status, solution.objective, solution.proven) == ("infeasible", None, True)
+    assert "highs" not in solution.solver
+
+
 def test_python_kernels_solve_random_problems_as_enumeration_solves_them() -> None:
     for seed in range(20_000, 20_020):
         problem = random_problem(seed)

@@ -70,6 +70,7 @@ class BoxSearch:
         graph = node.graph.only((figures[:, 2] <= high[0]) & (figures[:, 3] <= high[1]))
         if not len(graph.stages):
             return []
+        low = _raised(low, graph)
         arguments = (low, node.multipliers, graph.scale(), STEPS[self.visited > 1], self.cutoff())
         value, multipliers = self.kernels.ascend_items(graph.grid, graph.stages, *arguments)
         bound = max(node.bound, value)
@@ -89,9 +90,9 @@ class BoxSearch:
             self.found(graph.stages, path)
         if bound >= self.cutoff():
             return []
-        halves = _halves(node.box, graph, multipliers, path)
-        if not halves and dropped < value and node.most < MOST_PATHS:
-            halves = [node.box]
+        halves = _halves(Box(low, high), graph, multipliers, path)
+        if not halves and (low != _raised(low, graph) or (dropped < value and node.most < MOST_PATHS)):
+            halves = [Box(_raised(low, graph), high)]
         if not halves:
             self.unresolved = min(self.unresolved, bound)
         most = min(MOST_PATHS, int(MORE_PATHS * node.most)) if dropped < value else node.most
@@ -115,6 +116,12 @@ class BoxSearch:
         )
         self.paths += paths
         return value, dropped, [int(order[item]) for item in items]
+
+
+def _raised(low: tuple[float, float], graph: Graph) -> tuple[float, float]:
+    """The low ends, not below the least of any stage: the slowest is one of them."""
+    least = graph.stages.figures[:, 2:4].min(axis=0)
+    return max(low[0], float(least[0])), max(low[1], float(least[1]))
 
 
 def _halves(box: Box, graph: Graph, multipliers: "Floats", path: list[int]) -> list[Box]:
