@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "units", "suggest", "bundled", "versions", "precision", "graph", "workload", "hardware"), 0),
+    "cache": 0,
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "planning", "program", "options"), 1),
     **dict.fromkeys(("verify", "printing", "evaluation", "generation"), 1),
     **dict.fromkeys(("passmanager", "backend", "fx", "quantization", "checkpoint"), 2),

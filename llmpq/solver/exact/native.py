@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmpq.cache import cache_folder
 from llmpq.solver.exact.kernels import FAR, STEP
 from llmpq.solver.exact.stages import Chains, Stages
 
@@ -169,10 +169,3 @@ def _built() -> Path | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return target
-
-
-def cache_folder() -> Path:
-    """LLMPQ_CACHE, else llmpq in the user's cache directory."""
-    chosen = os.environ.get("LLMPQ_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(base) / "llmpq"
