@@ -39,7 +39,7 @@ from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
 from llmpq.workload import Batch
 
-__all__ = ["CompiledModel", "compile", "load", "plan"]
+__all__ = ["CompiledModel", "compile", "load", "plan", "prepare"]
 
 
 def plan(
@@ -99,7 +99,26 @@ class TemporaryOutput:
         weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
 
 
+def prepare(
+    model: Any,
+    cluster: Cluster | str | Path,
+    workload: Batch,
+    *,
+    observe: Observer | None = None,
+    **options: Unpack[PlanningOptions],
+) -> Program:
+    """What plans are made from: graph, request, costs and sensitivity, and no plan yet. For questions about many plans."""
+    return _prepare(resolve(model, weights=False), cluster, workload, Options(**options), observe)
+
+
 def _plan(
+    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None
+) -> Program:
+    assignment = _assignment(options.assign)
+    return run_passes(_prepare(source, cluster, workload, options, observe), assignment, observe)
+
+
+def _prepare(
     source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None
 ) -> Program:
     if options.engine not in engines():
@@ -123,8 +142,7 @@ def _plan(
             f"{graph.model} has {graph.max_positions}"
         )
     program = Program(graph, request, graph_module=graph_module)
-    before = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
-    passes = (*before, *_assignment(options.assign))
+    passes = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
     rows_of(program, Candidate(tuple(range(len(request.cluster.devices))), 1, 1))  # rules that name what is not there, at once
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
