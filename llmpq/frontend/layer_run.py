@@ -78,7 +78,8 @@ class _LayerInterpreter(fx.Interpreter):
         if kind is None:
             return super().call_module(target, args, kwargs)
         if kind not in self._outputs:
-            layer = copy_sharing_tensors(self.module.get_submodule(target))
+            found = self.module.get_submodule(target)
+            layer = copy_sharing_tensors(found).to(next(found.parameters()).device)  # buffers too: routers have some
             self.runs[kind], self._outputs[kind] = _run_layer(target, layer, self.cache, args, kwargs)
         return self._outputs[kind]
 
