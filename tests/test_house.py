@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "units", "suggest", "bundled", "versions", "precision", "graph", "workload", "hardware"), 0),
     "cache": 0,
-    **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "planning", "program", "options"), 1),
+    **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("verify", "printing", "evaluation", "generation"), 1),
     **dict.fromkeys(("passmanager", "backend", "fx", "quantization", "checkpoint"), 2),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),

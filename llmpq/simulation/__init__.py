@@ -1,0 +1,1 @@
+"""Simulation of continuous batching: requests, the engine's scheduling policy, a pipeline of stages, percentiles."""
