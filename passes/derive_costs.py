@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from llmpq.costs import derive_costs
 from llmpq.hardware.support import compute_dtype
+from llmpq.planning.engine_limits import engine_limits, without_devices
 from llmpq.program import Program
 
 
@@ -16,6 +17,8 @@ class DeriveCosts:
 
     def apply(self, program: Program) -> Program:
         request = program.request
-        dtype = compute_dtype(tuple(device.type for device in request.cluster.devices), request.engine)
+        limits = engine_limits(program.graph, request.cluster, request.precisions, request.engine)
+        dtype = compute_dtype(tuple(device.type for device in limits.usable), request.engine)
         costs = derive_costs(program.graph, request.cluster, request.workload, request.precisions, dtype, request.engine)
-        return replace(program, compute_dtype=dtype, costs=costs)
+        costs = without_devices(costs, limits.usable)
+        return replace(program, compute_dtype=dtype, costs=costs, notices=program.notices + limits.notices)

@@ -30,9 +30,9 @@ def wide(in_features: int = 256, out_features: int = 128) -> LayerGraph:
 @pytest.mark.parametrize(
     ("odd", "engine", "reason"),
     [
-        (wide(in_features=192), "vllm", ".q has 192 columns; its weight-only kernels on CUDA want a multiple of 128"),
-        (wide(out_features=96), "vllm", ": qkv has 160 rows; its weight-only kernels on CUDA want a multiple of 64"),
-        (wide(in_features=211), "vllm-cpu", ".q is 128 x 211; vLLM's 4-bit kernel on CPU wants multiples of 32"),
+        (wide(in_features=300), "vllm", ".q has groups of 100 columns; the kernel knows 32, 64, 128"),
+        (wide(out_features=100), "vllm-cpu", ".q has 164 rows with those fused to it; the kernel wants a multiple of 32"),
+        (wide(in_features=211), "vllm-cpu", ".q has 211 columns; the kernel wants a multiple of 32"),
     ],
 )
 def test_sizes_that_no_kernel_takes_are_named(odd: LayerGraph, engine: str, reason: str) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-from llmpq.graph import LayerGraph, LayerKind, Linear
+from llmpq.graph import LayerGraph, Linear
+from llmpq.hardware.devices import DeviceKind
+from llmpq.hardware.kernel_shapes import shape_problems
 from llmpq.plan import Plan
 from llmpq.precision import PRECISIONS, Precision
-
-MARLIN_COLUMNS, MARLIN_ROWS = 128, 64  # vLLM's Marlin (CUDA): of these, multiples; the rows of a fused weight together
-CPU_MULTIPLE = 32  # vLLM 0.32 on CPU: both sides of a 4-bit weight
 
 Quantized = tuple[str, Linear, Precision]
 
@@ -22,8 +21,8 @@ def loadable_engines(graph: LayerGraph, plan: Plan) -> dict[str, bool | str]:
     reasons = {
         "llmpq": None,
         "transformers": None,
-        "vllm": common or _marlin_reason(quantized) or _rows_reason(graph, plan),
-        "vllm-cpu": common or _cpu_reason(quantized),
+        "vllm": common or _shape_reason(graph, plan, "cuda"),
+        "vllm-cpu": common or _plugin_reason(quantized) or _shape_reason(graph, plan, "cpu"),
         "llama.cpp": "reads GGUF, not safetensors",
     }
     return {engine: True if reason is None else reason for engine, reason in reasons.items()}
@@ -45,38 +44,14 @@ def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | N
     return None if three is None else f"{three} has 3 bits; vLLM's own kernels know 4 and 8"
 
 
-def _marlin_reason(quantized: tuple[Quantized, ...]) -> str | None:
-    for name, linear, precision in quantized:
-        if precision.activation_bits == 16 and linear.in_features % MARLIN_COLUMNS:
-            return f"{name} has {linear.in_features} columns; its weight-only kernels on CUDA want a multiple of {MARLIN_COLUMNS}"
-    return None
-
-
-def _rows_reason(graph: LayerGraph, plan: Plan) -> str | None:
+def _shape_reason(graph: LayerGraph, plan: Plan, device_kind: DeviceKind) -> str | None:
+    """The first linear whose sizes vLLM's kernels on that kind of device do not take, and what they want."""
     for layer, option in enumerate(plan.options):
-        precision = PRECISIONS[option]
-        if precision.is_quantized and precision.activation_bits == 16:
-            for group, rows in _fused_rows(graph.kind_of(layer)).items():
-                if rows % MARLIN_ROWS:
-                    name = f"{graph.layer_names[layer]}: {group}"
-                    return f"{name} has {rows} rows; its weight-only kernels on CUDA want a multiple of {MARLIN_ROWS}"
+        for refused in shape_problems("vllm", device_kind, PRECISIONS[option], graph.kind_of(layer)):
+            return f"{graph.layer_names[layer]}.{refused.reason}"
     return None
 
 
-def _fused_rows(kind: LayerKind) -> dict[str, int]:
-    """Rows of the weights that engines make of the fusion groups of a layer."""
-    rows: dict[str, int] = {}
-    for linear in kind.linears:
-        if linear.is_quantizable:
-            rows[linear.fusion_group] = rows.get(linear.fusion_group, 0) + linear.out_features
-    return rows
-
-
-def _cpu_reason(quantized: tuple[Quantized, ...]) -> str | None:
-    for name, linear, precision in quantized:
-        if precision.name == "w8a16":
-            return f"{name} is w8a16, for which vLLM on CPU has no kernel without llmpq's plugin"
-        sizes = (linear.out_features, linear.in_features)
-        if precision.name == "w4a16" and any(size % CPU_MULTIPLE for size in sizes):
-            return f"{name} is {sizes[0]} x {sizes[1]}; vLLM's 4-bit kernel on CPU wants multiples of {CPU_MULTIPLE}"
-    return None
+def _plugin_reason(quantized: tuple[Quantized, ...]) -> str | None:
+    name = next((name for name, _, precision in quantized if precision.name == "w8a16"), None)
+    return None if name is None else f"{name} is w8a16, for which vLLM on CPU has no kernel without llmpq's plugin"

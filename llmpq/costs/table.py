@@ -7,7 +7,7 @@ from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_pro
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
-from llmpq.hardware.support import support
+from llmpq.hardware.kernel_shapes import layer_support
 from llmpq.plan import ComputeDtype
 from llmpq.precision import Precision
 from llmpq.workload import Batch
@@ -108,7 +108,7 @@ def _phase_costs(
     rows, tokens, context, longest = shape
 
     def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:
-        if support(engine, device.type, precision).level == "unsupported":
+        if layer_support(engine, device.type, precision, kind).level == "unsupported":
             return None
         return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine)
 

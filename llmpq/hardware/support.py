@@ -68,6 +68,11 @@ def compute_dtype(device_types: tuple[DeviceType, ...], engine: str) -> Literal[
     return "bfloat16" if has_bf16 else "float16"
 
 
+def needs_one_kind(engine: str) -> bool:
+    """Whether one instance of the engine runs on devices of one kind only: cuda, rocm or cpu."""
+    return _known(engine) in _data()["one_kind"]
+
+
 def _known(engine: str) -> str:
     if engine not in _matrix():
         raise InputError(f"engine {engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(engine, engines())}")

@@ -1,0 +1,85 @@
+"""Kernel shapes: what an engine's kernels ask of the sizes of a layer's linears, by rules with a source each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from llmpq.bundled import bundled_yaml
+from llmpq.graph import LayerKind, Linear
+from llmpq.hardware.devices import DeviceKind, DeviceType
+from llmpq.hardware.support import Support, support
+from llmpq.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Of the linears at `precisions` on devices of `kinds`: columns and rows of the fused weight are multiples, the stored
+    group is one of `groups` (() allows all; a whole row is always allowed)."""
+
+    kinds: tuple[str, ...]
+    precisions: tuple[str, ...]
+    columns: int
+    rows: int
+    groups: tuple[int, ...]
+    source: str
+
+    def problem(self, linear: Linear, rows: int, precision: Precision) -> str | None:
+        """What is wrong with a linear whose fused weight has `rows` rows."""
+        group = precision.group_size_for(linear.in_features)
+        if linear.in_features % self.columns:
+            return f"{linear.name} has {linear.in_features} columns; the kernel wants a multiple of {self.columns}"
+        if rows % self.rows:
+            return f"{linear.name} has {rows} rows with those fused to it; the kernel wants a multiple of {self.rows}"
+        if self.groups and group != linear.in_features and group not in self.groups:
+            known = ", ".join(map(str, self.groups))
+            return f"{linear.name} has groups of {group} columns; the kernel knows {known}"
+        return None
+
+
+def layer_support(engine: str, device_type: DeviceType, precision: Precision, kind: LayerKind) -> Support:
+    """What `support` answers, or "unsupported" where the sizes of a linear of this kind of layer are not taken."""
+    answer = support(engine, device_type, precision)
+    if answer.level == "unsupported":
+        return answer
+    refused = next(shape_problems(engine, device_type.kind, precision, kind), None)
+    return answer if refused is None else refused
+
+
+def shape_problems(engine: str, device_kind: DeviceKind, precision: Precision, kind: LayerKind) -> Iterator[Support]:
+    """One "unsupported" answer for every linear of the layer whose sizes the engine's kernel does not take."""
+    fused = fused_rows(kind)
+    for rule in _shapes().get(engine, ()):
+        if device_kind in rule.kinds and precision.name in rule.precisions:
+            for linear in kind.linears:
+                reason = rule.problem(linear, fused[linear.fusion_group], precision) if linear.is_quantizable else None
+                if reason is not None:
+                    yield Support("unsupported", reason, rule.source)
+
+
+def fused_rows(kind: LayerKind) -> dict[str, int]:
+    """Fusion group -> rows of the weight that engines make of it."""
+    rows: dict[str, int] = {}
+    for linear in kind.linears:
+        if linear.is_quantizable:
+            rows[linear.fusion_group] = rows.get(linear.fusion_group, 0) + linear.out_features
+    return rows
+
+
+@cache
+def _shapes() -> dict[str, tuple[_Shape, ...]]:
+    data: dict[str, Any] = bundled_yaml("support.yaml")
+    return {
+        engine: tuple(
+            _Shape(
+                kinds=tuple(rule["kinds"]),
+                precisions=tuple(rule["precisions"]),
+                columns=rule.get("columns", 1),
+                rows=rule.get("rows", 1),
+                groups=tuple(rule.get("groups", ())),
+                source=data["sources"][rule["source"]],
+            )
+            for rule in rules
+        )
+        for engine, rules in data["shapes"].items()
+    }
