@@ -59,7 +59,7 @@ def test_experts_in_one_tensor_are_infeasible_on_vllm_with_the_remedy() -> None:
     kind = llama_kind()
     experts = Linear("mlp.experts.gate_up_proj", 128, 512, False, "mlp", "experts", experts=4, active_experts=2)
     graph = replace(llama_graph(), kinds=(replace(kind, linears=(*kind.linears, experts)),))
-    with pytest.raises(InfeasibleError, match="experts stored as one tensor.*use --engine local"):
+    with pytest.raises(InfeasibleError, match=r"experts stored as one tensor.*use --engine local"):
         engine_limits(graph, Cluster.load("1xL4"), ALL, "vllm")
 
 
