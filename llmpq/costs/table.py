@@ -71,14 +71,19 @@ def derive_costs(
     precisions: tuple[Precision, ...],
     compute_dtype: ComputeDtype,
     engine: str,
+    *,
+    timed: bool = True,
 ) -> CostTable:
-    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline."""
+    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline.
+
+    Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
+    """
     pairs = micro_batch_sizes(workload, len(cluster.devices))
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
 
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
         return tuple(
-            _phase_costs(graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine)
+            _phase_costs(graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine, timed)
             for rows in sorted(set(sizes), reverse=True)
         )
 
@@ -92,7 +97,7 @@ def derive_costs(
         first_bytes=graph.first_bytes,
         last_bytes=graph.last_bytes(with_first=False),
         last_bytes_with_first=graph.last_bytes(with_first=True),
-        provenance=latency_provenance(cluster.devices, precisions, engine),
+        provenance=latency_provenance(cluster.devices, precisions, engine) if timed else "bytes alone",
     )
 
 
@@ -103,6 +108,7 @@ def _phase_costs(
     shape: tuple[int, int, int, int],
     compute_dtype: ComputeDtype,
     engine: str,
+    timed: bool,
 ) -> PhaseCosts:
     """`shape`: sequences, new tokens of each, context that time is charged for, longest context that memory must hold."""
     rows, tokens, context, longest = shape
@@ -110,13 +116,13 @@ def _phase_costs(
     def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:
         if layer_support(engine, device.type, precision, kind).level == "unsupported":
             return None
-        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine)
+        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine) if timed else 0.0
 
     return PhaseCosts(
         micro_batch=rows,
         layer_s=tuple(tuple(tuple(cell(kind, device, p) for p in precisions) for device in devices) for kind in graph.kinds),
-        first_s=tuple(embedding_latency_s(device, graph, rows * tokens, compute_dtype) for device in devices),
-        last_s=tuple(head_latency_s(device, graph, rows, compute_dtype) for device in devices),
+        first_s=tuple(embedding_latency_s(device, graph, rows * tokens, compute_dtype) if timed else 0.0 for device in devices),
+        last_s=tuple(head_latency_s(device, graph, rows, compute_dtype) if timed else 0.0 for device in devices),
         hidden_bytes=rows * tokens * graph.hidden_size * FLOAT_BYTES,
         activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
         logits_bytes=logits_bytes(graph, rows),
