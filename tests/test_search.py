@@ -78,12 +78,13 @@ def test_bounds_of_a_group_hold_for_every_order_of_its_devices(seed: int) -> Non
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        pytest.param(llmpq.planning.orders, "MAX_ORDERS", 1, id="orders are sampled"),
+        pytest.param(llmpq.planning.search, "ORDERS_AT_ONCE", 1, id="orders come one at a time"),
+        pytest.param(llmpq.planning.orders, "LIKELY_ORDERS", 0, id="orders come as they are listed"),
         pytest.param(llmpq.planning.orders, "MAX_TEAMS", 0, id="too many teams"),
         pytest.param(llmpq.planning.order_free, "SMALL", 0, id="whole numbers are never asked for"),
     ],
 )
-def test_what_is_claimed_holds_when_something_is_left_out(
+def test_the_optimum_is_proven_by_every_way_through_the_search(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, value: int
 ) -> None:
     monkeypatch.setattr(module, name, value)
@@ -96,9 +97,8 @@ def test_what_is_claimed_holds_when_something_is_left_out(
         assert found is not None
         assert found.bound <= expected * (1 + 1e-9)
         assert found.objective >= expected * (1 - 1e-9)
-        if found.proven:
-            assert same(found.objective, expected)
-        assert found.proven or name == "MAX_ORDERS"
+        assert found.proven
+        assert same(found.objective, expected)
 
 
 @settings(max_examples=10, deadline=None)
@@ -183,11 +183,23 @@ class Clock:
         return next(self.looks) * self.per_look
 
 
-def test_the_time_limit_without_a_plan_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_without_a_plan_that_fits_at_a_glance_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     program = first_feasible(count())
+    refused = replace(program, request=replace(program.request, rules=parse_rules(("count(16) >= 99",))))
     monkeypatch.setattr(llmpq.planning.search, "time", Clock(per_look=1000.0))
     with pytest.raises(TimeLimitError, match="no plan was found within 60 s"):
-        search(program, None)
+        search(refused, None)
+
+
+def test_without_time_to_search_what_fits_at_a_glance_is_the_plan_and_nothing_is_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = first_feasible(count())
+    monkeypatch.setattr(llmpq.planning.search, "time", Clock(per_look=1000.0))
+    found = search(program, None)
+    assert found is not None
+    assert not evaluate(found.problem, found.assignment).violations
+    assert (found.bound, found.proven) == (0.0, False)
 
 
 @pytest.mark.parametrize("per_look", [0.3, 1.0, 3.0, 10.0])

@@ -11,7 +11,7 @@ from llmpq.solver.rule_syntax import Device as NamedDevice
 from llmpq.solver.rule_syntax import Name
 from llmpq.solver.rules import Rule
 
-MAX_ORDERS = 60
+LIKELY_ORDERS = 60  # of those that keep identical devices adjacent
 MAX_TEAMS = 1000
 
 Order = tuple[int, ...]  # indexes into the cluster
@@ -26,17 +26,17 @@ def teams(groups: tuple[Order, ...]) -> tuple[Order, ...] | None:
     return tuple(team for team in found if len(team) > 1)
 
 
-def distinct_orders(groups: tuple[Order, ...], team: Order) -> tuple[tuple[Order, ...], bool]:
-    """Orders of the team that differ in more than a swap of identical devices, and whether these are all of them.
+def distinct_orders(groups: tuple[Order, ...], team: Order) -> Iterator[Order]:
+    """Orders of the team that differ in more than a swap of identical devices, each once, made as they are asked for.
 
-    Above MAX_ORDERS: the cluster's own, and orders that keep identical devices adjacent.
+    The cluster's own comes first, then those that keep identical devices adjacent.
     """
     inside = tuple(kept for group in groups if (kept := tuple(j for j in group if j in team)))
-    everything = list(_multiset_orders(inside, MAX_ORDERS + 1))
-    if len(everything) <= MAX_ORDERS:
-        return tuple(everything), True
-    blocks = (tuple(j for group in block for j in group) for block in permutations(inside))
-    return tuple(dict.fromkeys((tuple(sorted(team)), *islice(blocks, MAX_ORDERS - 1)))), False
+    likely = (tuple(j for group in block for j in group) for block in permutations(inside))
+    first = tuple(dict.fromkeys((ascending(groups, tuple(sorted(team))), *islice(likely, LIKELY_ORDERS))))
+    yield from first
+    seen = set(first)
+    yield from (order for order in _multiset_orders(inside) if order not in seen)
 
 
 def ascending(groups: tuple[Order, ...], order: Order) -> Order:
@@ -94,19 +94,11 @@ def link_table(cluster: Cluster) -> tuple[tuple[Link, ...], ...]:
     return tuple(tuple(cluster.link(a, b) for b in names) for a in names)
 
 
-def _multiset_orders(groups: tuple[Order, ...], limit: int) -> Iterator[Order]:
-    """Orders of all indexes with each group's members ascending; at most `limit` of them."""
-    produced = 0
-
-    def extend(prefix: Order, left: tuple[Order, ...]) -> Iterator[Order]:
-        nonlocal produced
-        if produced >= limit:
-            return
-        if not any(left):
-            produced += 1
-            yield prefix
-        for g, group in enumerate(left):
-            if group:
-                yield from extend((*prefix, group[0]), (*left[:g], group[1:], *left[g + 1 :]))
-
-    return extend((), groups)
+def _multiset_orders(groups: tuple[Order, ...]) -> Iterator[Order]:
+    """Orders of all indexes with each group's members ascending."""
+    if not any(groups):
+        yield ()
+    for g, group in enumerate(groups):
+        if group:
+            left = (*groups[:g], group[1:], *groups[g + 1 :])
+            yield from ((group[0], *rest) for rest in _multiset_orders(left))

@@ -1,25 +1,28 @@
 """The outer search: best first, bounds from cheap to dear, the joint problem solved for the candidates that can still win."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice, product
 from math import inf
 from typing import Literal
 
 from llmpq.errors import TimeLimitError
 from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, rule_context
+from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
 from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
 from llmpq.planning.realise import average_sensitivity, keep_devices, realise
 from llmpq.program import Program
-from llmpq.solver.milp import breaks, relaxation_bound, solve
+from llmpq.solver.milp import breaks, relaxation_bound
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.rules import rule_rows
+from llmpq.solver.solve import solve
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
-ORDER_FREE_SLICE = 0.1  # of the time limit, for one order-free problem: its bound is good enough when that is up
+ORDER_FREE_SLICE = 0.05
+ORDERS_AT_ONCE = 20  # of a team, looked at before the next ones are made
 ORDER_FREE_GAP = 0.25  # of the gap of the search: what the order-free problem leaves open
 
 Restriction = Callable[[Problem], Problem]
@@ -75,7 +78,7 @@ def search(
     """The best plan of the space, None when it is proven to hold none; `starts`: plans to begin with, feasible or not.
 
     `gap` and `deadline` (of time.monotonic) are those of the request by default.
-    Raises TimeLimitError when the time is up before any plan was found.
+    When the time is up before any plan was found: one that fits at a glance, or TimeLimitError when there is none such.
     """
     limit = program.request.time_limit_s
     deadline = time.monotonic() + limit if deadline is None else deadline
@@ -86,13 +89,16 @@ def search(
     return state.run()
 
 
-Level = Literal["group", "relaxed group", "team", "order", "relaxed order"]
-LEVELS: tuple[Level, ...] = ("group", "relaxed group", "team", "order", "relaxed order")
+Level = Literal["group", "relaxed group", "team", "more orders", "order", "relaxed order"]
+LEVELS: tuple[Level, ...] = ("group", "relaxed group", "team", "more orders", "order", "relaxed order")
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Candidates that one bound covers: all of a group, those that use a whole team, or one order; `slices`: runs on it."""
+    """Candidates that one bound covers: all of a group, those that use a whole team, its orders that are left, or one order.
+
+    `slices`: runs on it; `orders`: those left.
+    """
 
     level: Level
     group: Group
@@ -100,6 +106,7 @@ class _Item:
     candidate: Candidate
     all_used: bool = False
     slices: int = 0
+    orders: Iterator[Order] | None = None
 
 
 @dataclass(slots=True)
@@ -146,6 +153,8 @@ class _Search:
         return self.conclude(timed_out)
 
     def conclude(self, timed_out: bool) -> Found | None:
+        if self.best is None and timed_out:
+            self.offer_first_plans()
         if self.best is None:
             if timed_out:
                 limit = self.program.request.time_limit_s
@@ -155,10 +164,28 @@ class _Search:
         bound = min([*self.closed, objective])
         return replace(self.best, bound=bound, proven=objective - bound <= self.gap * abs(objective) * (1 + 1e-9))
 
+    def offer_first_plans(self) -> None:
+        """What fits at a glance, at the smallest micro-batches of all devices and of each alone."""
+        groups = self.space.groups(self.program)
+        falling = sorted(groups, key=lambda group: (-group.prefill_micro_batch, -group.decode_micro_batch))
+        smallest = {group.devices: group for group in falling}
+        for group, restriction in product(smallest.values(), range(len(self.space.restrictions))):
+            item = _Item("group", group, restriction, group.candidate())
+            problem = self.problem(item)
+            for assignment in first_plans(problem):
+                self.offer(item.candidate, problem, assignment)
+
     def advance(self, bound: float, item: _Item) -> None:
         """Learn the next thing about the item, and push what is left of it."""
-        steps = {"group": self.relax_group, "relaxed group": self.split_group, "team": self.split_team, "order": self.relax}
-        steps.get(item.level, self.solve)(bound, item)
+        steps = {
+            "group": self.relax_group,
+            "relaxed group": self.split_group,
+            "team": self.split_team,
+            "more orders": self.push_orders,
+            "order": self.relax,
+            "relaxed order": self.solve,
+        }
+        steps[item.level](bound, item)
 
     def relax_group(self, bound: float, item: _Item) -> None:
         found = self.order_free(item).relaxed(self.left)
@@ -212,11 +239,12 @@ class _Search:
             self.push_orders(max(bound, found.value), item)
 
     def push_orders(self, bound: float, item: _Item) -> None:
-        orders, complete = distinct_orders(self.identical, item.candidate.order)
-        if not complete:
-            self.closed.append(bound)  # of the orders left out
-        for order in orders:
-            self.push(bound, replace(item, level="order", candidate=item.group.candidate(order)))
+        orders = item.orders or distinct_orders(self.identical, item.candidate.order)
+        several = tuple(islice(orders, ORDERS_AT_ONCE))
+        for order in several:
+            self.push(bound, replace(item, level="order", candidate=item.group.candidate(order), orders=None))
+        if len(several) == ORDERS_AT_ONCE:
+            self.push(bound, replace(item, level="more orders", orders=orders))
 
     def relax(self, bound: float, item: _Item) -> None:
         relaxed = relaxation_bound(self.problem(item), self.rows_of(item.candidate), self.left)
