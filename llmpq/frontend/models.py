@@ -58,13 +58,20 @@ def resolve(model: Any, *, weights: bool) -> ModelSource:
 
 def trace_source(source: ModelSource) -> "tuple[GraphModule, LayerGraph]":
     """The traced graph and the LayerGraph of a model, without reading weights. Raises TraceError with the reason."""
-    from llmpq.frontend.build import build_model, trace_model
+    from llmpq.frontend.build import trace_model
+
+    return trace_model(build_source(source), source.name)
+
+
+def build_source(source: ModelSource) -> "nn.Module":
+    """The user's module, or the model of the configuration without weights. Raises TraceError when it cannot be built."""
+    from llmpq.frontend.build import build_model
 
     if source.module is not None:
-        return trace_model(source.module, source.name)
+        return source.module
     if source.config is None:
         raise TraceError(f"model {source.name!r} has neither a configuration nor a module; resolve it first")
-    return trace_model(build_model(source.config), source.name)
+    return build_model(source.config)
 
 
 def load_tokenizer(directory: Path) -> Any:

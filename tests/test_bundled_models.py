@@ -1,0 +1,48 @@
+"""Bundled models: published parameter counts, and the layer graphs that ship beside the configurations."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmpq.bundled import bundled_yaml
+from llmpq.frontend.cached_graphs import bundled_graph_path, format_layer_graph
+from llmpq.frontend.models import DEMO, bundled_configurations, data_path, resolve, trace_source
+from llmpq.graph import LayerGraph
+from llmpq.serialize import loads
+
+CONFIGURATIONS = tuple(bundled_configurations())
+TOLERANCE = 0.01  # of the published figure
+
+
+def shipped(name: str) -> LayerGraph:
+    return loads(LayerGraph, bundled_graph_path(name).read_text(encoding="utf-8"), name)
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, DEMO])
+def test_the_graph_that_ships_is_the_graph_that_tracing_gives(name: str, pytestconfig: pytest.Config) -> None:
+    """`pytest tests/test_bundled_models.py --update-golden` traces all of them again and rewrites the files."""
+    graph = trace_source(resolve(name, weights=False))[1]
+    if pytestconfig.getoption("--update-golden"):
+        bundled_graph_path(name).write_text(format_layer_graph(graph), encoding="utf-8")
+    assert shipped(name) == graph, "run pytest tests/test_bundled_models.py --update-golden"
+    assert bundled_graph_path(name).read_text(encoding="utf-8") == format_layer_graph(graph)
+
+
+def test_no_graph_ships_without_its_model() -> None:
+    assert {path.stem for path in data_path("graphs").glob("*.json")} == {*CONFIGURATIONS, DEMO}
+
+
+def figures() -> Iterator[tuple[str, float]]:
+    for name, entry in bundled_yaml("configs/published.yaml").items():
+        yield name, entry["billions"] * 1e9
+
+
+def test_every_configuration_has_a_published_figure_and_its_source() -> None:
+    published = bundled_yaml("configs/published.yaml")
+    assert tuple(published) == CONFIGURATIONS
+    assert all(len(entry["source"]) > 10 for entry in published.values())
+
+
+@pytest.mark.parametrize(("name", "parameters"), tuple(figures()))
+def test_parameters_are_within_one_percent_of_the_published_figure(name: str, parameters: float) -> None:
+    assert shipped(name).parameters == pytest.approx(parameters, rel=TOLERANCE)
