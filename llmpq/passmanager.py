@@ -1,12 +1,13 @@
 """Passes: the protocol, the table of known ones, and the manager that runs and verifies a pipeline of them."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, cast, get_type_hints, runtime_checkable
 
-from llmpq.errors import InputError, PassError
+from llmpq.errors import InputError, PassError, VerifyError
+from llmpq.pipeline_text import PassSpec, format_specs, parse_specs
 from llmpq.program import Program
 from llmpq.suggest import did_you_mean
 from llmpq.verify import verify_program
@@ -23,6 +24,13 @@ class Pass(Protocol):
     def apply(self, program: Program) -> Program: ...
 
 
+@runtime_checkable
+class Verifier(Protocol):
+    """A pass that checks its own work: `verify` tells what does not hold of the program that `apply` returned."""
+
+    def verify(self, program: Program) -> Iterable[str]: ...
+
+
 PASSES: dict[str, str] = {
     "derive-costs": "llmpq.passes.derive_costs:DeriveCosts",
     "estimate-sensitivity": "llmpq.passes.estimate_sensitivity:EstimateSensitivity",
@@ -33,81 +41,106 @@ PASSES: dict[str, str] = {
     "annotate-graph": "llmpq.passes.annotate_graph:AnnotateGraph",
     "trim-logits": "llmpq.passes.trim_logits:TrimLogits",
     "rematerialize": "llmpq.passes.rematerialize:Rematerialize",
+    "eliminate-dead-code": "llmpq.passes.eliminate_dead_code:EliminateDeadCode",
     "split-by-stage": "llmpq.passes.split_by_stage:SplitByStage",
+    "insert-transfers": "llmpq.passes.insert_transfers:InsertTransfers",
     "replace-linears": "llmpq.passes.replace_linears:ReplaceLinears",
 }
 PLANNING = "derive-costs,estimate-sensitivity,assign-joint"
-LOWERING = "annotate-graph,trim-logits,rematerialize,split-by-stage,replace-linears"
+LOWERING = "annotate-graph,trim-logits,rematerialize,eliminate-dead-code,split-by-stage,insert-transfers,replace-linears"
+ENTRY_POINTS = "llmpq.passes"  # the group in which installed packages offer passes of their own
 
 Observer = Callable[[Pass, Program], None]
 
-_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
-
 
 def load_pass(name: str) -> type[Pass]:
-    if name not in PASSES:
-        raise InputError(f"pass {name!r} is unknown; known are {', '.join(PASSES)}{did_you_mean(name, PASSES)}")
-    module, _, attribute = PASSES[name].partition(":")
-    loaded: type[Pass] = getattr(import_module(module), attribute)
-    return loaded
+    """The class of a known pass, of "module:Class", or of an entry point in the group `llmpq.passes`.
+
+    Raises InputError when there is none, when its module cannot be imported, or when it is not a pass.
+    """
+    target = PASSES.get(name) or (name if ":" in name else _installed(name))
+    module, _, attribute = target.partition(":")
+    try:
+        loaded: Any = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise InputError(
+            f"pass {name!r}: module {module!r} cannot be imported ({error}); install it, or add its folder to PYTHONPATH"
+        ) from error
+    lacking = [each for each in ("name", "requires", "provides", "apply") if not hasattr(loaded, each)]
+    if not isinstance(loaded, type) or not is_dataclass(loaded) or lacking:
+        reason = f"lacks {', '.join(lacking)}" if loaded is not None else f"is not in {module}"
+        raise InputError(f"pass {name!r}: {attribute} {reason}; expected a frozen dataclass as in docs/passes.md")
+    return cast(type[Pass], loaded)
+
+
+def _installed(name: str) -> str:
+    found = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        known = (*PASSES, *found)
+        hint = f"module:Class names one of your own{did_you_mean(name, known)}"
+        raise InputError(f"pass {name!r} is unknown; known are {', '.join(known)}; {hint}")
+    return found[name]
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
-    """Passes from "derive-costs,assign-joint{gap=1e-4},split-by-stage"; `format_pipeline` is the inverse."""
-    passes: list[Pass] = []
-    position = 0
-    while position < len(text):
-        match = _ITEM.match(text, position)
-        if match is None:
-            raise InputError(f"pipeline {text!r}, column {position + 1}: expected a pass name such as {PLANNING!r}")
-        passes.append(_build(match.group(1), match.group(2) or ""))
-        position = match.end()
-    if not passes:
+    """Passes from "derive-costs,assign-joint{gap=1e-4},my_module:MyPass"; `format_pipeline` is the inverse."""
+    if not text.strip():
         raise InputError("the pipeline is empty; name at least one pass")
-    return tuple(passes)
+    return tuple(_build(spec) for spec in parse_specs(text))
 
 
-def _build(name: str, options: str) -> Pass:
-    cls = load_pass(name)
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]  # passes are dataclasses
-    values: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in options.split(","))):
-        key, equals, raw = item.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or key not in known:
-            raise InputError(f"pass {name}: option {item!r} is unknown; known are {', '.join(known) or 'none'}")
-        values[key] = _parse_value(name, key, raw.strip(), known[key].type)
-    return cls(**values)
+def _build(spec: PassSpec) -> Pass:
+    cls = load_pass(spec.name)
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # passes are dataclasses
+    for key, value in spec.options:
+        if key not in known:
+            raise InputError(f"pass {spec.name}: option '{key}={value}' is unknown; known are {', '.join(known) or 'none'}")
+    try:
+        return cls(**{key: _parse_value(spec.name, key, value, hints[key]) for key, value in spec.options})
+    except TypeError as error:
+        raise InputError(f"pass {spec.name}: {error}; give its options in braces") from error
 
 
 def _parse_value(pass_name: str, key: str, raw: str, annotation: Any) -> Any:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    parsers: dict[Any, Callable[[str], Any]] = {
+        bool: {"true": True, "false": False}.__getitem__,
+        int: int,
+        float: float,
+        str: str,
+    }
     try:
-        if text.startswith("bool"):
-            return {"true": True, "false": False}[raw.lower()]
-        return int(raw) if text.startswith("int") else float(raw) if text.startswith("float") else raw
+        return parsers[annotation](raw)
     except (ValueError, KeyError):
-        raise InputError(f"pass {pass_name}: option {key} is {raw!r}; expected {text}") from None
+        expected = getattr(annotation, "__name__", str(annotation))
+        raise InputError(f"pass {pass_name}: option {key} is {raw!r}; expected {expected}") from None
 
 
 def format_pipeline(passes: Sequence[Pass]) -> str:
     """The pipeline as text; options at their default are left out."""
-    return ",".join(_format(item) for item in passes)
+    return format_specs([pass_spec(item) for item in passes])
 
 
-def _format(item: Pass) -> str:
+def pass_spec(item: Pass) -> PassSpec:
+    """What names the pass in a pipeline: its own name when llmpq has it, else module:Class."""
+    cls = type(item)
+    home = f"{cls.__module__}:{cls.__qualname__}"
     changed = [
-        f"{field.name}={getattr(item, field.name)}"
+        (field.name, getattr(item, field.name))
         for field in fields(item)  # type: ignore[arg-type]  # passes are dataclasses
         if getattr(item, field.name) != field.default
     ]
-    return f"{item.name}{{{','.join(changed)}}}" if changed else item.name
+    options = tuple((key, str(value).lower() if isinstance(value, bool) else str(value)) for key, value in changed)
+    return PassSpec(item.name if PASSES.get(item.name) == home else home, options)
 
 
-def run_passes(program: Program, passes: Sequence[Pass], observe: Observer | None = None) -> Program:
-    """Apply the passes in order, verifying what each one made.
+def run_passes(
+    program: Program, passes: Sequence[Pass], observe: Observer | None = None, before: Observer | None = None
+) -> Program:
+    """Apply the passes in order, verifying what each one made; `before` sees the program that a pass gets, `observe` its result.
 
-    Raises PassError when a pass misses what it requires or does not provide what it promised.
+    Raises PassError when a pass misses what it requires or does not provide what it promised, VerifyError when what it made
+    contradicts itself or its neighbours.
     """
     done: list[str] = []
     for item in passes:
@@ -116,6 +149,8 @@ def run_passes(program: Program, passes: Sequence[Pass], observe: Observer | Non
             raise PassError(
                 f"pass {item.name} requires {', '.join(missing)}, which is not there yet (ran: {', '.join(done) or 'none'})"
             )
+        if before is not None:
+            before(item, program)
         program = item.apply(program)
         absent = [name for name in item.provides if not program.has(name)]
         if absent:
@@ -123,7 +158,14 @@ def run_passes(program: Program, passes: Sequence[Pass], observe: Observer | Non
                 f"pass {item.name} promised {', '.join(absent)} and did not provide it (ran before: {', '.join(done) or 'none'})"
             )
         done.append(item.name)
-        verify_program(program, after=item.name)
+        _verify(item, program)
         if observe is not None:
             observe(item, program)
     return program
+
+
+def _verify(item: Pass, program: Program) -> None:
+    verify_program(program, after=item.name)
+    problems = tuple(item.verify(program)) if isinstance(item, Verifier) else ()
+    if problems:
+        raise VerifyError(f"after pass {item.name}: {'; '.join(problems)}")

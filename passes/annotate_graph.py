@@ -1,5 +1,6 @@
 """annotate-graph: stage, device, layer and option of the plan, written on the nodes of the traced graph."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,6 +36,19 @@ class AnnotateGraph:
                 f"annotate-graph: the traced graph calls no layer {min(layers)!r}, which the plan places; trace the planned model"
             )
         return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
+
+    def verify(self, program: Program) -> Iterator[str]:
+        layers = _layer_annotations(program)
+        for node in program.require("graph_module").graph.nodes:
+            found = annotation_of(node)
+            if node.op in ("placeholder", "output"):
+                continue
+            if found is None:
+                yield f"{node.name} has no annotation"
+            elif (wanted := layers.get(str(node.target), found)) != found:
+                yield f"{node.name} is annotated with {found}, the plan says {wanted}"
+            elif any(source.stage > found.stage for source in map(annotation_of, node.all_input_nodes) if source is not None):
+                yield f"{node.name} of stage {found.stage} reads what a later stage makes"
 
 
 def _layer_annotations(program: Program) -> dict[str, Annotation]:

@@ -1,5 +1,6 @@
 """replace-linears: the linears of quantized options become QuantizedLinear modules, without weights until a shard is loaded."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,6 +27,15 @@ class ReplaceLinears:
     def apply(self, program: Program) -> Program:
         return replace(program, stages=tuple(_lowered(stage, program) for stage in program.require("stages")))
 
+    def verify(self, program: Program) -> Iterator[str]:
+        from llmpq.quantization.quantized_linear import QuantizedLinear
+
+        for stage in program.require("stages"):
+            for path, linear, precision in _quantized(stage, program):
+                found = stage.get_submodule(path).get_submodule(linear.name)
+                if not isinstance(found, QuantizedLinear) or found.precision != precision:
+                    yield f"{path}.{linear.name} is a {type(found).__name__}, expected a QuantizedLinear at {precision.name}"
+
 
 def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
     import torch
@@ -36,15 +46,19 @@ def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
     dtype = getattr(torch, program.require("compute_dtype"))
     graph = copy_graph(stage)
     owned = copy_sharing_tensors(stage)
-    for node in graph.nodes:
+    for path, linear, precision in _quantized(stage, program):
+        _replace(owned.get_submodule(path), linear, precision, dtype)
+    return with_graph(owned, graph, type(stage).__name__)
+
+
+def _quantized(stage: "GraphModule", program: Program) -> Iterator[tuple[str, Linear, Precision]]:
+    """(path of the layer, linear, its precision) of every linear that the annotated options quantize."""
+    for node in stage.graph.nodes:
         found = annotation_of(node)
         if found is not None and found.layer is not None and found.option is not None:
             precision = parse_precision(found.option)
             linears = program.graph.kind_of(found.layer).linears if precision.is_quantized else ()
-            for linear in linears:
-                if linear.is_quantizable:
-                    _replace(owned.get_submodule(str(node.target)), linear, precision, dtype)
-    return with_graph(owned, graph, type(stage).__name__)
+            yield from ((str(node.target), linear, precision) for linear in linears if linear.is_quantizable)
 
 
 def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "torch.dtype") -> None:

@@ -36,6 +36,19 @@ class SplitByStage:
         stages = tuple(_restore(part, module, hidden) for part, hidden in zip(parts, (None, *crossing), strict=True))
         return replace(program, stages=stages)
 
+    def verify(self, program: Program) -> Iterator[str]:
+        from llmpq.frontend.tracing import INPUTS
+
+        for index, (stage, planned) in enumerate(zip(program.require("stages"), program.require("plan").stages, strict=True)):
+            nodes = tuple(stage.graph.nodes)
+            inputs = tuple(node.target for node in nodes if node.op == "placeholder")
+            expected = ("hidden_states" if index else INPUTS[0], *INPUTS[1:])
+            if inputs != expected:
+                yield f"stage {index} takes {', '.join(inputs)}, expected {', '.join(expected)}"
+            layers = [node.target for node in nodes if node.target in program.graph.layer_names]
+            if layers != [program.graph.layer_names[layer] for layer in planned.layers]:
+                yield f"stage {index} runs {', '.join(layers) or 'no layer'}, not layers {list(planned.layers)} of the plan"
+
 
 def _stage_of(node: "Node") -> int:
     found = annotation_of(node)

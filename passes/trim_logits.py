@@ -1,5 +1,6 @@
 """trim-logits: the head computes the positions that somebody wants: the last of each sequence, all of them when scoring."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -32,3 +33,10 @@ class TrimLogits:
             trimmed.meta[KEY] = head.meta[KEY]
         head.replace_input_with(hidden, trimmed)
         return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
+
+    def verify(self, program: Program) -> Iterator[str]:
+        from llmpq.fx.ops import wanted_positions
+
+        for node in program.require("graph_module").graph.nodes:
+            if node.op == "call_module" and node.target == program.graph.head and node.args[0].target is not wanted_positions:
+                yield f"the head {node.name} reads every position"

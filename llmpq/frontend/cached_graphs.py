@@ -1,7 +1,6 @@
 """Layer graphs without tracing: those that ship with llmpq, and those in the user's cache."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -83,4 +82,4 @@ def _store(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
         part.write(text)
-    os.replace(part.name, path)
+    Path(part.name).replace(path)
