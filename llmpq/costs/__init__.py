@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmpq.costs.latency import head_latency_s, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes
-from llmpq.costs.table import CostTable, PhaseCosts, derive_costs
+from llmpq.costs.serving import derive_costs
+from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 
 if TYPE_CHECKING:
     from llmpq.costs.predict import Estimate, attention_estimate, attention_latency_s, gemm_band, gemm_estimate, gemm_latency_s
@@ -14,6 +15,7 @@ __all__ = [
     "CostTable",
     "Estimate",
     "PhaseCosts",
+    "ServingStep",
     "activation_bytes",
     "attention_estimate",
     "attention_latency_s",

@@ -34,10 +34,24 @@ class PhaseCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingStep:
+    """A step of continuous batching: decoding `sequences`, `prefill_tokens` of prompts on average, at most `token_budget`.
+
+    trips_to_first_token: mean trips of the pipeline from a request's arrival to its first token, at most.
+    """
+
+    sequences: int
+    token_budget: int
+    prefill_tokens: float
+    trips_to_first_token: float
+
+
+@dataclass(frozen=True, slots=True)
 class CostTable:
     """Costs of a graph on the devices of a cluster, devices in the order of the cluster, kinds in that of the graph.
 
-    layer_bytes: [kind][option] weights with scales; kv_bytes: [kind] cache of all sequences
+    layer_bytes: [kind][option] weights with scales; kv_bytes: [kind] cache of all sequences, of one block when serving
+    steps: of a serving workload; `decode` is then by sequences of a step, `prefill` by its token budget
     """
 
     devices: tuple[str, ...]
@@ -50,6 +64,7 @@ class CostTable:
     last_bytes: int
     last_bytes_with_first: int
     provenance: str
+    steps: tuple[ServingStep, ...] = ()
 
     def phase(self, phase: str, micro_batch: int) -> PhaseCosts:
         """The costs of "prefill" or "decode" at that micro-batch size, one of the derived ones."""
@@ -58,10 +73,13 @@ class CostTable:
 
 
 def micro_batch_sizes(workload: Batch, num_devices: int) -> tuple[tuple[int, int], ...]:
-    """Candidate (prefill, decode) micro-batch sizes: decode splits the batch into 1 .. 2 N, prefill divides decode."""
+    """Candidate (prefill, decode) micro-batch sizes: decode splits the batch into 1 .. 2 N, prefill divides decode.
+
+    Prefill in single sequences is always among them: a smaller batch then never needs more memory.
+    """
     splits = sorted({*range(1, num_devices + 1), 2 * num_devices})
     decode = sorted({-(-workload.batch_size // k) for k in splits if k <= workload.batch_size}, reverse=True)
-    return tuple((size // part, size) for size in decode for part in (1, 2, 4, 8, 16, 32) if size % part == 0)
+    return tuple((size // part, size) for size in decode for part in sorted({1, 2, 4, 8, 16, 32, size}) if size % part == 0)
 
 
 def derive_costs(
