@@ -16,6 +16,8 @@ COMMANDS: dict[str, str] = {
     "plan": "Decide the same from config.json alone: no weights.",
     "run": "Generate text with a compiled model.",
     "eval": "Cross entropy and perplexity of a text.",
+    "export": "Hand a compiled model to another engine.",
+    "serve": "Serve a compiled model with vLLM.",
     "verify": "Check a compiled model's files.",
     "solve": "Solve a bare assignment problem (llmpq-problem-2).",
     "devices": "Known device types, and the devices of this machine.",

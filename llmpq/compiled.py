@@ -185,9 +185,17 @@ class CompiledModel:
                 outputs.append(x)
         return outputs
 
-    def export(self, out: str | Path) -> Path:
-        """Copy the compiled model to `out`, which must not exist or be empty."""
+    def export(self, out: str | Path, to: str | None = None, *, link: bool = False) -> Path:
+        """Copy the compiled model to `out`, which must not exist or be empty.
+
+        to: "vllm", "transformers", "device-map" or "llama.cpp": as that engine takes it, with what it needs to run the plan;
+        an earlier export to it is replaced. link: with a symbolic link to the weights. Raises BackendError with the reasons
+        when the engine cannot run the plan.
+        """
         target = Path(out)
+        if to is not None:
+            self._hand_over(to, target, link)
+            return target
         if target.resolve().is_relative_to(self.directory.resolve()):
             raise InputError(f"{target}: lies in {self.directory}, which is to be copied; choose another directory")
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -195,6 +203,17 @@ class CompiledModel:
         with replacing(target, lambda _: False) as directory:
             shutil.copytree(self.directory, directory, dirs_exist_ok=True)
         return target
+
+    def _hand_over(self, engine: str, directory: Path, link: bool) -> None:
+        from llmpq.export.target import find_target, write_export
+        from llmpq.fx.annotation import annotation_of
+
+        modules: dict[str, int] = {}
+        for node in self.graph_module.graph.nodes:
+            placed = annotation_of(node)
+            if node.op == "call_module" and placed is not None:
+                modules.setdefault(str(node.target), placed.stage)
+        write_export(find_target(engine), self.plan, self.graph, modules, self.directory, directory, link=link)
 
     def __str__(self) -> str:
         return format_plan(self.plan)

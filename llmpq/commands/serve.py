@@ -1,0 +1,81 @@
+"""llmpq serve: an OpenAI-compatible server of a compiled model, by vLLM."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from llmpq.commands.output import print_json
+from llmpq.errors import BackendError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130
+
+
+@click.command("serve", context_settings={"ignore_unknown_options": True})
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("engine_options", nargs=-1, type=click.UNPROCESSED)
+@click.option("--python", help="The interpreter that has vLLM [default: $LLMPQ_ENGINE_PYTHON, .engines/bin/python, this one].")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 answers other machines too.")
+@click.option(
+    "--check", "checking", is_flag=True, help="Compare with the dequantized reference and the predicted KV blocks first."
+)
+@click.option("--text", default="report", show_default=True, help="For --check: a text file, or a bundled text.")
+@click.option("--quiet", is_flag=True, help="Do not show what vLLM says.")
+def command(
+    out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, checking: bool, text: str, quiet: bool
+) -> None:
+    """Serve OUT, a compiled model or its export to vllm, until interrupted. Further options go to vLLM as they are."""
+    from llmpq.commands.engine_server import check, engine_python, server_of
+
+    with _export_of(out) as (directory, weights):
+        log = (lambda line: None) if quiet else (lambda line: click.echo(f"[vllm] {line}", err=True))
+        started = server_of(directory, engine_python(python), port, host=host, extra=engine_options, log=log)
+        with _stopped_by_signals(), started as (server, settings):
+            if checking:
+                print_json({"url": server.url, "check": check(server, settings, weights, text)})
+            click.echo(f"llmpq: serving {settings.served_model_name} at {server.url}/v1; Ctrl-C stops it", err=True)
+            code = server.wait()
+    raise BackendError(f"vLLM ended by itself with exit code {code}")
+
+
+@contextmanager
+def _export_of(out: Path) -> Iterator[tuple[Path, Path]]:
+    """(export, weights): OUT itself if it is an export, else one in a temporary directory."""
+    from llmpq.compiled import load
+    from llmpq.export.target import WEIGHTS
+    from llmpq.export.vllm import SETTINGS_FILE
+
+    if (out / SETTINGS_FILE).is_file():
+        yield out, out / WEIGHTS
+        return
+    compiled = load(out)
+    with TemporaryDirectory(prefix="llmpq-serve-") as temporary:
+        directory = Path(temporary) / "export"
+        compiled.export(directory, to="vllm", link=True)
+        yield directory, out
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the block, the server with it, and then this process with exit code 130."""
+
+    def stop(number: int, frame: object) -> None:
+        click.echo("llmpq: stopping vLLM", err=True)
+        sys.exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""VllmSettings: how vLLM is to be set so that it runs a plan, and what is predicted of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmpq.costs.kv_blocks import KvBlocks, kv_blocks
+from llmpq.graph import LayerGraph
+from llmpq.hardware.cluster import Device
+from llmpq.hardware.devices import DeviceKind
+from llmpq.plan import Plan
+
+Executor = Literal["one process", "mp", "mp over hosts", "ray"]
+VLLM_VERSION = "0.32"  # what the settings and the plugin were written for, and run with on CPU
+PLUGIN_CLASS = "llmpq_vllm_plugin.Worker"
+FREE_OF_CARD = 0.02  # assumed: what the driver and others hold of a card beside the reserve, as a share of it
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """Of each stage, in order: `devices`, `hosts`, the `device_indexes` of its host's cards, `partition` (layers).
+
+    kv_cache_memory_bytes: the one figure that vLLM takes for all ranks; it makes `kv_blocks` on the rank with the most
+    layers, and vLLM shrinks every other rank's cache to the same number, `rank_kv_bytes`.
+    """
+
+    vllm_version: str
+    served_model_name: str
+    kind: DeviceKind
+    executor: Executor
+    devices: tuple[str, ...]
+    hosts: tuple[str, ...]
+    device_indexes: tuple[int, ...]
+    partition: tuple[int, ...]
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    kv_blocks: int
+    kv_blocks_needed: int
+    kv_cache_memory_bytes: int
+    rank_kv_bytes: tuple[int, ...]
+    memory_utilization: float
+    windowed: bool
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The hosts, in the order of their first stage."""
+        return tuple(dict.fromkeys(self.hosts))
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether vLLM lacks something that the plugin module brings."""
+        return self.kind == "cpu"
+
+
+def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
+    """A pure function of the plan. A step of vLLM is as large as the plan's: a prefill micro-batch or all sequences."""
+    devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
+    workload, blocks = plan.workload, kv_blocks(plan, graph)
+    return VllmSettings(
+        vllm_version=VLLM_VERSION,
+        served_model_name=plan.model,
+        kind=devices[0].type.kind,
+        executor=_executor(devices),
+        devices=tuple(device.name for device in devices),
+        hosts=tuple(device.host for device in devices),
+        device_indexes=tuple(_index_on_host(plan, device) for device in devices),
+        partition=tuple(len(stage.layers) for stage in plan.stages),
+        dtype=plan.compute_dtype,
+        max_model_len=workload.prompt_len + workload.gen_len,
+        max_num_seqs=workload.batch_size,
+        max_num_batched_tokens=max(plan.pipeline.prefill_micro_batch * workload.prompt_len, workload.batch_size),
+        block_size=blocks.block_size,
+        kv_blocks=blocks.count,
+        kv_blocks_needed=blocks.needed,
+        kv_cache_memory_bytes=blocks.count * max(blocks.block_bytes),
+        rank_kv_bytes=blocks.rank_bytes,
+        memory_utilization=min(_utilization(device) for device in devices),
+        windowed=any(kind.attention.window is not None for kind in graph.kinds),
+    )
+
+
+def too_few_blocks(blocks: KvBlocks, max_model_len: int) -> bool:
+    """Whether not even one sequence of that length fits: vLLM then refuses to start."""
+    return blocks.tokens < max_model_len
+
+
+def _executor(devices: tuple[Device, ...]) -> Executor:
+    """vLLM's own processes where every host has as many stages as the others and they are neighbours, else Ray."""
+    runs: list[tuple[str, int]] = []
+    for device in devices:
+        if runs and runs[-1][0] == device.host:
+            runs[-1] = (device.host, runs[-1][1] + 1)
+        else:
+            runs.append((device.host, 1))
+    if len(runs) == 1:
+        return "one process" if len(devices) == 1 else "mp"
+    even = len({length for _, length in runs}) == 1 and len({host for host, _ in runs}) == len(runs)
+    return "mp over hosts" if even else "ray"
+
+
+def _index_on_host(plan: Plan, device: Device) -> int:
+    """Its place among the devices of its host, in the order of the cluster."""
+    return [other.name for other in plan.cluster.devices if other.host == device.host].index(device.name)
+
+
+def _utilization(device: Device) -> float:
+    """The share of the card that the plan counts on, rounded down to a hundredth."""
+    share = min(device.capacity_bytes / device.type.memory_bytes, 1 - FREE_OF_CARD)
+    return max(int(share * 100), 1) / 100
