@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.backend import Backend
+from llmpq.checkpoint.lowering_file import Lowering
 from llmpq.checkpoint.manifest import check_size, is_output
 from llmpq.checkpoint.output_checks import read_plan
 from llmpq.checkpoint.reader import read_json
@@ -15,10 +16,11 @@ from llmpq.checkpoint.replacing import replacing
 from llmpq.checkpoint.shards import stage_tensors
 from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import CheckpointError, InputError
-from llmpq.frontend.models import load_tokenizer, resolve, token_ids, trace_source
+from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
+from llmpq.frontend.models import load_tokenizer, resolve, token_ids
 from llmpq.generation import OnToken, SamplingParams
 from llmpq.graph import LayerGraph
-from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
+from llmpq.passmanager import run_passes
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
@@ -76,10 +78,18 @@ class CompiledModel:
         """Stage `index` with its weights, read from its own file alone; to be called once per stage."""
         import torch
 
-        module: nn.Module = self.program.require("stages")[index]
-        module.load_state_dict(stage_tensors(self.directory, index), assign=True, strict=True)
+        from llmpq.fx.transfers import send_as
+
+        module: GraphModule = self.program.require("stages")[index]
+        found = module.load_state_dict(stage_tensors(self.directory, index), assign=True, strict=False)
+        if found.missing_keys or found.unexpected_keys:
+            missing, extra = ", ".join(found.missing_keys) or "nothing", ", ".join(found.unexpected_keys) or "nothing"
+            raise CheckpointError(
+                f"{self.directory}: of the tensors of stage {index}, {missing} is missing, {extra} too much; the file is of another model, or a pass adds or drops parameters"
+            )
         if self.compute_dtype != self.plan.compute_dtype:
             module.to(getattr(torch, self.compute_dtype))
+            send_as(module, getattr(torch, self.compute_dtype))
         return module.to(self.torch_devices[index]).eval().requires_grad_(False)
 
     @cached_property
@@ -222,13 +232,15 @@ class CompiledModel:
 def load(directory: str | Path) -> CompiledModel:
     """The compiled model of an output directory: its plan is read, its graph traced, annotated, cut and lowered; no weights yet.
 
-    Raises CheckpointError when the directory is not one that `compile` wrote.
+    Passes of the user's that it was compiled with run again. Raises CheckpointError when one of them is not there any more,
+    or when the directory is not one that `compile` wrote.
     """
     path = Path(directory)
     if not is_output(path):
         raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
     plan = read_plan(path)
-    graph_module, graph = trace_source(replace(resolve(path, weights=False), name=plan.model))
+    source = replace(resolve(path, weights=False), name=plan.model)
+    graph = layer_graph_of(source)
     request = Request(plan.cluster, plan.workload, parse_precisions(tuple(dict.fromkeys(plan.options))))
-    program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=graph_module)
-    return CompiledModel(path, run_passes(program, parse_pipeline(LOWERING)), plan.compute_dtype)
+    program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=traced_module_of(source))
+    return CompiledModel(path, run_passes(program, Lowering.read(path).load(path)), plan.compute_dtype)

@@ -1,12 +1,16 @@
 """Options: what a plan can be asked for beside model, cluster and workload."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log1p
 from os import PathLike
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
 from llmpq.program import Target
+
+if TYPE_CHECKING:
+    from llmpq.passmanager import Pass
 
 
 class PlanningOptions(TypedDict, total=False):
@@ -22,6 +26,8 @@ class PlanningOptions(TypedDict, total=False):
     sensitivity: str | PathLike[str] | None
     calibration: str | PathLike[str] | None
     assign: str
+    pipeline: str | None
+    passes: "Sequence[Pass | str]"
     gap: float
     time_limit_s: float
 
@@ -33,7 +39,8 @@ class Options:
 
     precisions: what layers may be kept at, "16,w8a8" or a tuple. constraints: rules such as "layers[0:2].bits >= 8".
     indicator: variance, prior or auto. sensitivity: a file with a table to use instead. calibration: a text file.
-    assign: the assignment pass. gap: relative optimality gap; time_limit_s: seconds of search.
+    assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
+    passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
     """
 
     max_ppl_increase: float | None = None
@@ -46,10 +53,14 @@ class Options:
     sensitivity: str | PathLike[str] | None = None
     calibration: str | PathLike[str] | None = None
     assign: str = "assign-joint"
+    pipeline: str | None = None
+    passes: "Sequence[Pass | str]" = ()
     gap: float = 1e-3
     time_limit_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.pipeline is not None and (self.assign, self.indicator) != ("assign-joint", "auto"):
+            raise InputError("--passes excludes --assign and --indicator; name them in it: estimate-sensitivity{indicator=prior}")
         if not 0 <= self.gap < inf:
             raise InputError(f"--gap is {self.gap}; it must be a finite number, 0 or more")
         if not 0 < self.time_limit_s < inf:

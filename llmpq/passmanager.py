@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, cast, get_type_hints, runtime_checkable
@@ -61,7 +62,7 @@ def load_pass(name: str) -> type[Pass]:
     target = PASSES.get(name) or (name if ":" in name else _installed(name))
     module, _, attribute = target.partition(":")
     try:
-        loaded: Any = getattr(import_module(module), attribute, None)
+        loaded: Any = reduce(lambda found, name: getattr(found, name, None), attribute.split("."), import_module(module))
     except ImportError as error:
         raise InputError(
             f"pass {name!r}: module {module!r} cannot be imported ({error}); install it, or add its folder to PYTHONPATH"
