@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmpq.compiler import CompiledModel, compile, load
+    from llmpq.compiled import CompiledModel, load
+    from llmpq.compiler import compile
     from llmpq.hardware.cluster import Cluster
     from llmpq.plan import Plan
     from llmpq.workload import Batch
@@ -15,10 +16,10 @@ __all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load"]
 _HOME = {
     "Batch": "llmpq.workload",
     "Cluster": "llmpq.hardware.cluster",
-    "CompiledModel": "llmpq.compiler",
+    "CompiledModel": "llmpq.compiled",
     "Plan": "llmpq.plan",
     "compile": "llmpq.compiler",
-    "load": "llmpq.compiler",
+    "load": "llmpq.compiled",
 }
 
 

@@ -6,14 +6,10 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from llmpq.checkpoint.manifest import is_output
-from llmpq.checkpoint.reader import Checkpoint
-from llmpq.checkpoint.replacing import require_replaceable
-from llmpq.checkpoint.shards import Progress, require_original, write_shards
-from llmpq.compiled import CompiledModel, load
 from llmpq.errors import InputError
+from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.models import (
     ModelSource,
     calibration_text,
@@ -22,12 +18,12 @@ from llmpq.frontend.models import (
     read_utf8,
     resolve,
     token_ids,
-    trace_source,
 )
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
-from llmpq.passmanager import PASSES, Observer, Pass, parse_pipeline, run_passes
+from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
+from llmpq.pipelines import Pipelines, pipelines
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
@@ -39,8 +35,9 @@ from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
 from llmpq.workload import Batch
 
-__all__ = ["CompiledModel", "compile", "load", "plan", "prepare"]
-
+if TYPE_CHECKING:
+    from llmpq.checkpoint.shards import Progress
+    from llmpq.compiled import CompiledModel
 
 def plan(
     model: Any,
@@ -48,15 +45,22 @@ def plan(
     workload: Batch,
     *,
     observe: Observer | None = None,
+    before: Observer | None = None,
+    stop_after: str | None = None,
     **options: Unpack[PlanningOptions],
 ) -> Program:
     """Decide, from the configuration alone: nothing is downloaded but config.json, and no weights are needed.
 
     Of a directory that holds weights the indicator `auto` reads them, so that the decision is that of `compile`.
     model: directory, hub id, `demo`, a bundled configuration's name, or a transformers nn.Module.
+    stop_after: the pass to go to instead, one before the plan is made or one of the lowering. `before` and `observe` are
+    called with each pass and the program that it gets and makes.
     Returns the program, whose `plan` is the decision. Raises InfeasibleError with reasons when there is none.
     """
-    return _plan(resolve(model, weights=False), cluster, workload, Options(**options), observe)
+    given = Options(**options)
+    passes = pipelines(given)
+    chosen = passes.asked_for if stop_after is None else passes.until(stop_after)
+    return _plan(resolve(model, weights=False), cluster, workload, given, chosen, observe, before)
 
 
 def compile(
@@ -66,11 +70,22 @@ def compile(
     *,
     out: str | Path | None = None,
     observe: Observer | None = None,
-    progress: Progress | None = None,
+    before: Observer | None = None,
+    progress: "Progress | None" = None,
     **options: Unpack[PlanningOptions],
-) -> CompiledModel:
+) -> "CompiledModel":
     """Plan, quantize and write one shard per stage to `out` (a temporary directory, removed with the result, by default)."""
+    from llmpq.checkpoint.lowering_file import Lowering
+    from llmpq.checkpoint.manifest import is_output
+    from llmpq.checkpoint.reader import Checkpoint
+    from llmpq.checkpoint.replacing import require_replaceable
+    from llmpq.checkpoint.shards import require_original, write_shards
+    from llmpq.compiled import load
+
     started = time.perf_counter()
+    given = Options(**options)
+    passes = _to_stages(pipelines(given))
+    lowering = Lowering.of(passes.lowering)
     source = resolve(model, weights=True)
     if source.directory is None:
         raise InputError(
@@ -81,13 +96,22 @@ def compile(
     keep = TemporaryOutput() if out is None else None
     directory = keep.path if keep is not None else Path(str(out))
     require_replaceable(directory, is_output)
-    program = _plan(source, cluster, workload, Options(**options), observe)
+    program = _plan(source, cluster, workload, given, passes.planning, observe, before)
     planned = time.perf_counter()
+    run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
     write_shards(
-        directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, progress=progress
+        directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, lowering=lowering, progress=progress
     )
     return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
+
+
+def _to_stages(passes: Pipelines) -> Pipelines:
+    """The pipelines, when their lowering ends in stages that run; else InputError."""
+    if not any("stages" in item.provides for item in passes.lowering):
+        names = ", ".join(item.name for item in passes.lowering)
+        raise InputError(f"the pipeline ends with {names} and makes no stages to run; add split-by-stage, or use `llmpq plan`")
+    return passes
 
 
 class TemporaryOutput:
@@ -108,19 +132,27 @@ def prepare(
     **options: Unpack[PlanningOptions],
 ) -> Program:
     """What plans are made from: graph, request, costs and sensitivity, and no plan yet. For questions about many plans."""
-    return _prepare(resolve(model, weights=False), cluster, workload, Options(**options), observe)
+    given = Options(**options)
+    passes = tuple(item for item in pipelines(given).planning if "plan" not in item.provides)
+    return run_passes(_start(resolve(model, weights=False), cluster, workload, given, passes), passes, observe)
 
 
 def _plan(
-    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None
+    source: ModelSource,
+    cluster: Cluster | str | Path,
+    workload: Batch,
+    options: Options,
+    passes: tuple[Pass, ...],
+    observe: Observer | None,
+    before: Observer | None,
 ) -> Program:
-    assignment = _assignment(options.assign)
-    return run_passes(_prepare(source, cluster, workload, options, observe), assignment, observe)
+    return run_passes(_start(source, cluster, workload, options, passes), passes, observe, before)
 
 
-def _prepare(
-    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, observe: Observer | None
+def _start(
+    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, passes: tuple[Pass, ...]
 ) -> Program:
+    """What is known before the first pass; the traced graph, which takes torch, only where one of the passes requires it."""
     if options.engine not in engines():
         raise InputError(
             f"engine {options.engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(options.engine, engines())}"
@@ -135,26 +167,18 @@ def _prepare(
         gap=options.gap,
         time_limit_s=options.time_limit_s,
     )
-    graph_module, graph = trace_source(source)
+    graph = layer_graph_of(source)
     if workload.kv_len > graph.max_positions:
         raise InputError(
             f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} needs {workload.kv_len} positions; "
             f"{graph.model} has {graph.max_positions}"
         )
-    program = Program(graph, request, graph_module=graph_module)
-    passes = parse_pipeline(f"derive-costs,estimate-sensitivity{{indicator={options.indicator}}}")
+    traced = any("graph_module" in item.requires for item in passes)
+    program = Program(graph, request, graph_module=traced_module_of(source) if traced else None)
     rows_of(program, Candidate(tuple(range(len(request.cluster.devices))), 1, 1))  # rules that name what is not there, at once
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
-    return run_passes(replace(program, calibration=_calibration(source, options)), passes, observe)
-
-
-def _assignment(text: str) -> tuple[Pass, ...]:
-    """The passes of --assign; InputError when none of them makes a plan."""
-    passes = parse_pipeline(text)
-    if "plan" not in passes[-1].provides:
-        raise InputError(f"--assign {text!r} makes no plan; choose one of {', '.join(p for p in PASSES if 'assign' in p)}")
-    return passes
+    return replace(program, calibration=_calibration(source, options))
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from functools import reduce
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, cast, get_type_hints, runtime_checkable
@@ -62,11 +61,13 @@ def load_pass(name: str) -> type[Pass]:
     target = PASSES.get(name) or (name if ":" in name else _installed(name))
     module, _, attribute = target.partition(":")
     try:
-        loaded: Any = reduce(lambda found, name: getattr(found, name, None), attribute.split("."), import_module(module))
+        loaded: Any = import_module(module)
     except ImportError as error:
         raise InputError(
             f"pass {name!r}: module {module!r} cannot be imported ({error}); install it, or add its folder to PYTHONPATH"
         ) from error
+    for part in attribute.split("."):
+        loaded = getattr(loaded, part, None)
     lacking = [each for each in ("name", "requires", "provides", "apply") if not hasattr(loaded, each)]
     if not isinstance(loaded, type) or not is_dataclass(loaded) or lacking:
         reason = f"lacks {', '.join(lacking)}" if loaded is not None else f"is not in {module}"

@@ -11,10 +11,14 @@ from llmpq.suggest import did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Pipelines:
-    """`planning` ends with the pass that makes the plan; `lowering` goes from the traced graph to the stages that run."""
+    """`planning` ends with the pass that makes the plan; `lowering` goes from the traced graph to the stages that run.
+
+    `asked_for`: what planning alone runs: all that the user's own pipeline names, else `planning`.
+    """
 
     planning: tuple[Pass, ...]
     lowering: tuple[Pass, ...]
+    asked_for: tuple[Pass, ...]
 
     def until(self, name: str) -> tuple[Pass, ...]:
         """All passes up to the first one of that name. Raises InputError when there is none."""
@@ -39,7 +43,7 @@ def pipelines(options: Options) -> Pipelines:
     if options.pipeline is None:
         estimation = f"estimate-sensitivity{{indicator={options.indicator}}}"
         planning = (*parse_pipeline("derive-costs," + estimation), *_assignment(options.assign))
-        return Pipelines(planning, _with_extra(parse_pipeline(LOWERING), options.passes))
+        return Pipelines(planning, _with_extra(parse_pipeline(LOWERING), options.passes), planning)
     passes = parse_pipeline(options.pipeline)
     cut = max((index + 1 for index, item in enumerate(passes) if "plan" in item.provides), default=0)
     if not cut:
@@ -47,7 +51,7 @@ def pipelines(options: Options) -> Pipelines:
             f"--passes {options.pipeline!r} makes no plan; name an assignment such as assign-joint in it, "
             "or add single passes to the default pipeline by --extra-pass"
         )
-    return Pipelines(passes[:cut], _with_extra(passes[cut:] or parse_pipeline(LOWERING), options.passes))
+    return Pipelines(passes[:cut], _with_extra(passes[cut:] or parse_pipeline(LOWERING), options.passes), passes)
 
 
 def _assignment(text: str) -> tuple[Pass, ...]:

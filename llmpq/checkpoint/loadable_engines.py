@@ -11,20 +11,24 @@ from llmpq.precision import PRECISIONS, Precision
 Quantized = tuple[str, Linear, Precision]
 
 
-def loadable_engines(graph: LayerGraph, plan: Plan) -> dict[str, bool | str]:
+def loadable_engines(graph: LayerGraph, plan: Plan, own_passes: tuple[str, ...] = ()) -> dict[str, bool | str]:
     """Engine -> True, or the reason why it does not load the checkpoint of this plan.
 
+    own_passes: lowering passes of the user's, which change what runs; only llmpq runs them.
     `vllm` is vLLM on CUDA. vLLM's limits were measured on CPU and read from its source for CUDA.
     """
     quantized = tuple(quantized_linears(graph, plan))
     common = _vllm_reason(graph, quantized)
-    reasons = {
+    reasons: dict[str, str | None] = {
         "llmpq": None,
         "transformers": None,
         "vllm": common or _shape_reason(graph, plan, "cuda"),
         "vllm-cpu": common or _plugin_reason(quantized) or _shape_reason(graph, plan, "cpu"),
         "llama.cpp": "reads GGUF, not safetensors",
     }
+    if own_passes:
+        unlike = f"would run without {', '.join(own_passes)}, which the model was compiled with"
+        reasons |= {engine: unlike for engine in reasons if engine != "llmpq"}
     return {engine: True if reason is None else reason for engine, reason in reasons.items()}
 
 

@@ -41,14 +41,17 @@ class Lowering:
         return Lowering(text, tuple(own.values()))
 
     def write(self, directory: Path) -> None:
-        """Nothing where the pipeline is llmpq's own: another version may then have a better one."""
-        if self != Lowering():
-            (directory / LOWERING_FILE).write_text(dumps(self), encoding="utf-8")
+        """Leave no file where the pipeline is llmpq's own: another version may then have a better one."""
+        path = directory / LOWERING_FILE
+        if self == LLMPQS_OWN:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(dumps(self), encoding="utf-8")
 
     @staticmethod
     def read(directory: Path) -> "Lowering":
         path = directory / LOWERING_FILE
-        found = loads(Lowering, path.read_text(encoding="utf-8"), str(path)) if path.is_file() else Lowering()
+        found = loads(Lowering, path.read_text(encoding="utf-8"), str(path)) if path.is_file() else LLMPQS_OWN
         if found.format != FORMAT:
             raise CheckpointError(f"{path}: format {found.format!r}, expected {FORMAT!r}; compile the model again")
         return found
@@ -68,8 +71,15 @@ class Lowering:
             warnings.warn(text, LlmpqWarning, stacklevel=3)
         return passes
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        return tuple(own.name for own in self.own)
+
     def _changed(self) -> Iterator[str]:
         yield from (own.name for own in self.own if _digest(own.name) != own.source_sha256)
+
+
+LLMPQS_OWN = Lowering()
 
 
 def _digest(name: str) -> str:

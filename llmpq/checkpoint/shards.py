@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linears
+from llmpq.checkpoint.lowering_file import LLMPQS_OWN, Lowering
 from llmpq.checkpoint.manifest import Manifest, check_size, is_output
 from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
 from llmpq.checkpoint.quantization_config import quantization_config
@@ -47,6 +48,7 @@ def write_shards(
     *,
     assets: Path,
     build: Mapping[str, Any],
+    lowering: Lowering = LLMPQS_OWN,
     progress: Progress | None = None,
 ) -> None:
     """Quantize `checkpoint` as `plan` says and write the output directory `out`, all of it or nothing.
@@ -65,7 +67,8 @@ def write_shards(
         (directory / PLAN_FILE).write_text(dumps(plan), encoding="utf-8")
         _write_json(directory / BUILD_FILE, build)
         _copy_assets(assets, directory)
-        Manifest.of(directory, loadable_engines(graph, plan)).write(directory)
+        lowering.write(directory)
+        Manifest.of(directory, loadable_engines(graph, plan, lowering.own_names)).write(directory)
 
 
 def stage_tensors(out: Path, stage_index: int) -> dict[str, Tensor]:

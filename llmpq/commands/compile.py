@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_plan, progress, stdout
+from llmpq.commands.output import print_plan, print_program, progress, stdout
 
 
 @click.command("compile")
@@ -15,16 +15,29 @@ from llmpq.commands.output import print_plan, progress, stdout
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     """Plan, quantize and write MODEL as one shard per device."""
-    from llmpq.compiler import compile
+    from llmpq.compiler import compile, plan
 
     planning = Planning.of(values)
-    with progress() as advance:
+    if values["stop_after"]:
+        stopped = plan(
+            model,
+            planning.cluster,
+            planning.workload,
+            observe=planning.observer,
+            before=planning.before,
+            stop_after=planning.last,
+            **planning.options,
+        )
+        print_program(stopped, as_json)
+        return
+    with progress("planning") as advance:
         compiled = compile(
             model,
             planning.cluster,
             planning.workload,
             out=out,
             observe=planning.observer,
+            before=planning.before,
             progress=advance,
             **planning.options,
         )

@@ -7,8 +7,9 @@ from typing import Any, TypeVar, cast
 import click
 
 from llmpq.errors import InputError
-from llmpq.options import PlanningOptions
-from llmpq.passmanager import PASSES, Observer, Pass
+from llmpq.options import Options, PlanningOptions
+from llmpq.passmanager import Observer, Pass
+from llmpq.pipelines import Pipelines, names_of, pipelines
 from llmpq.printing import format_program
 from llmpq.program import Program
 from llmpq.suggest import did_you_mean
@@ -33,9 +34,15 @@ _OPTIONS = (
     click.option("--indicator", default="auto", show_default=True, help="Sensitivity: variance, prior or auto."),
     click.option("--sensitivity", type=click.Path(), help="A sensitivity table to use instead of an indicator."),
     click.option("--assign", default="assign-joint", show_default=True, help="The assignment pass: assign-joint or a baseline."),
+    click.option("--passes", "pipeline", metavar="SPEC", help='All passes, such as "derive-costs,…,assign-joint{gap=1e-4}".'),
+    click.option("--extra-pass", "passes", multiple=True, metavar="PASS", help="A lowering pass of your own, module:Class."),
     click.option("--gap", type=float, default=1e-3, show_default=True, help="Relative optimality gap at which the search stops."),
     click.option("--time-limit", type=float, default=60.0, show_default=True, help="Seconds of search."),
-    click.option("--print-after", multiple=True, metavar="PASS", help="Print the program after this pass (or `all`) on stderr."),
+    click.option(
+        "--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."
+    ),
+    click.option("--print-after", multiple=True, metavar="PASS", help="The same after it."),
+    click.option("--stop-after", metavar="PASS", help="Stop behind this pass and print the program; nothing is written."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
 
@@ -49,32 +56,53 @@ def planning_options(function: F) -> F:
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """The values of the shared options, as the compiler takes them."""
+    """The values of the shared options, as the compiler takes them; `last`: the pass to go to where that is beyond the plan."""
 
     cluster: str
     workload: Batch
     options: PlanningOptions
     observer: Observer
+    before: Observer
+    last: str | None
 
     @staticmethod
     def of(values: dict[str, Any]) -> "Planning":
-        options = {name: value for name, value in values.items() if name in PlanningOptions.__annotations__}
+        given = {name: value for name, value in values.items() if name in PlanningOptions.__annotations__}
+        options = cast(PlanningOptions, {**given, "time_limit_s": values["time_limit"]})
+        passes = pipelines(Options(**options))
+        before, after = (_known(flag, values[flag], passes) for flag in ("print_before", "print_after"))
         return Planning(
             cluster=values["cluster"],
             workload=Batch(values["batch_size"], values["prompt_len"], values["gen_len"]),
-            options=cast(PlanningOptions, {**options, "time_limit_s": values["time_limit"]}),
-            observer=printer(values["print_after"]),
+            options=options,
+            observer=printer("after", after),
+            before=printer("before", before),
+            last=values["stop_after"] or _beyond_the_plan({*before, *after}, passes),
         )
 
 
-def printer(names: tuple[str, ...]) -> Observer:
-    """An observer that prints the program on stderr after the passes named (`all`: after each)."""
-    for name in names:
-        if name != "all" and name not in PASSES:
-            raise InputError(f"--print-after {name!r}: no such pass; `llmpq passes` lists them{did_you_mean(name, PASSES)}")
+def printer(when: str, names: tuple[str, ...]) -> Observer:
+    """An observer that prints the program on stderr at the passes named (`all`: at each)."""
 
-    def observe(done: Pass, program: Program) -> None:
-        if done.name in names or "all" in names:
-            click.echo(f"== after {done.name}\n{format_program(program)}", err=True)
+    def observe(item: Pass, program: Program) -> None:
+        if not {"all", *names_of(item)}.isdisjoint(names):
+            click.echo(f"== {when} {item.name}\n{format_program(program)}", err=True)
 
     return observe
+
+
+def _known(option: str, names: tuple[str, ...], passes: Pipelines) -> tuple[str, ...]:
+    """The names, each of a pass in the pipeline or `all`; else InputError."""
+    known = [name for item in (*passes.planning, *passes.lowering) for name in dict.fromkeys(names_of(item))]
+    for name in names:
+        if name not in ("all", *known):
+            flag = option.replace("_", "-")
+            raise InputError(
+                f"--{flag} {name!r}: no such pass in the pipeline; it has {', '.join(known)}{did_you_mean(name, known)}"
+            )
+    return names
+
+
+def _beyond_the_plan(names: set[str], passes: Pipelines) -> str | None:
+    """The last lowering pass that is to be printed: what it prints must first be made."""
+    return next((item.name for item in reversed(passes.lowering) if not names.isdisjoint(names_of(item))), None)

@@ -4,19 +4,31 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from llmpq.plan import DeviceMemory, Plan
-from llmpq.printing import format_optimality, format_quality, format_stage
+from llmpq.printing import format_optimality, format_program, format_quality, format_stage
+from llmpq.program import Program
 from llmpq.serialize import to_json
 from llmpq.units import format_bytes, format_seconds
 
 ProgressCallback = Any
+PATIENCE_S = 1.0  # of silence before a terminal is told what is going on
 
 
 def stdout() -> Console:
@@ -37,20 +49,45 @@ def notice(text: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[ProgressCallback]:
-    """A callback (what, done, total) that draws a bar with the time left while the block runs."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
+def progress(first: str = "starting") -> Iterator[ProgressCallback]:
+    """A callback (what, done, total) that draws a bar with the time left while the block runs, on a terminal.
 
-        def update(what: str, done: int, total: int) -> None:
-            stage = what.split(":", 1)[0]
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(what, total=total)
-            bar.update(tasks[stage], description=what, completed=done, total=total)
+    Where nothing was reported within a second, `first` is shown with the seconds gone by until something is.
+    """
+    console, tasks = stderr(), dict[str, TaskID]()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
 
-        yield update
+    def wait() -> None:
+        if not tasks:
+            tasks[first] = bar.add_task(first, total=None)
+
+    def update(what: str, done: int, total: int) -> None:
+        if first in tasks:
+            bar.remove_task(tasks.pop(first))
+        stage = what.split(":", 1)[0]
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(what, total=total)
+        bar.update(tasks[stage], description=what, completed=done, total=total)
+
+    patience = Timer(PATIENCE_S, wait)
+    patience.daemon = True
+    with bar:
+        patience.start()
+        try:
+            yield update
+        finally:
+            patience.cancel()
+
+
+def print_program(program: Program, as_json: bool = False) -> None:
+    """The canonical text of a program, or as JSON with the plan, if there is one, as a value."""
+    text = format_program(program)
+    if as_json:
+        print_json({"text": text, "plan": program.plan})
+    else:
+        click.echo(text)
 
 
 def plan_table(plan: Plan) -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_plan
+from llmpq.commands.output import print_plan, print_program, progress
 
 
 @click.command("plan")
@@ -19,5 +19,17 @@ def command(model: str, as_json: bool, **values: Any) -> None:
     from llmpq.compiler import plan
 
     planning = Planning.of(values)
-    program = plan(model, planning.cluster, planning.workload, observe=planning.observer, **planning.options)
-    print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)
+    with progress("planning"):
+        program = plan(
+            model,
+            planning.cluster,
+            planning.workload,
+            observe=planning.observer,
+            before=planning.before,
+            stop_after=planning.last,
+            **planning.options,
+        )
+    if values["stop_after"]:
+        print_program(program, as_json)
+    else:
+        print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)
