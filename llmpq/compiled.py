@@ -85,7 +85,8 @@ class CompiledModel:
         if found.missing_keys or found.unexpected_keys:
             missing, extra = ", ".join(found.missing_keys) or "nothing", ", ".join(found.unexpected_keys) or "nothing"
             raise CheckpointError(
-                f"{self.directory}: of the tensors of stage {index}, {missing} is missing, {extra} too much; the file is of another model, or a pass adds or drops parameters"
+                f"{self.directory}: of the tensors of stage {index}, {missing} is missing, {extra} too much; "
+                "the file is of another model, or a pass adds or drops parameters"
             )
         if self.compute_dtype != self.plan.compute_dtype:
             module.to(getattr(torch, self.compute_dtype))

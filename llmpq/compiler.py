@@ -101,7 +101,14 @@ def compile(
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
     write_shards(
-        directory, checkpoint, program.graph, program.require("plan"), assets=source.directory, build=build, lowering=lowering, progress=progress
+        directory,
+        checkpoint,
+        program.graph,
+        program.require("plan"),
+        assets=source.directory,
+        build=build,
+        lowering=lowering,
+        progress=progress,
     )
     return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
 

@@ -38,9 +38,7 @@ _OPTIONS = (
     click.option("--extra-pass", "passes", multiple=True, metavar="PASS", help="A lowering pass of your own, module:Class."),
     click.option("--gap", type=float, default=1e-3, show_default=True, help="Relative optimality gap at which the search stops."),
     click.option("--time-limit", type=float, default=60.0, show_default=True, help="Seconds of search."),
-    click.option(
-        "--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."
-    ),
+    click.option("--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."),
     click.option("--print-after", multiple=True, metavar="PASS", help="The same after it."),
     click.option("--stop-after", metavar="PASS", help="Stop behind this pass and print the program; nothing is written."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
