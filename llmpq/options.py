@@ -38,7 +38,8 @@ class Options:
     theta: seconds per nat per token in the objective. The three exclude each other.
 
     precisions: what layers may be kept at, "16,w8a8" or a tuple. constraints: rules such as "layers[0:2].bits >= 8".
-    indicator: variance, prior or auto. sensitivity: a file with a table to use instead. calibration: a text file.
+    indicator: fisher, variance, hessian, measured, random, prior, or auto: fisher where there are weights, else the prior.
+    sensitivity: a file with a table to use instead. calibration: a text.
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
     """

@@ -1,6 +1,6 @@
 """SensitivityTable: the expected increase of the loss, in nats per token, for each layer and option."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmpq.graph import LayerGraph
 from llmpq.precision import Precision
@@ -14,16 +14,28 @@ PRIOR_NATS: dict[str, float] = {"16": 0.0, "w8a16": 0.0005, "w8a8": 0.005, "fp8"
 
 @dataclass(frozen=True, slots=True)
 class SensitivityTable:
-    """rows[layer][option], nats per token; `provenance` says which indicator on which text, or that it is the prior."""
+    """rows[layer][option], nats per token; `provenance` says which indicator on which text, or that it is the prior.
+
+    errors: one standard error of each figure, None where nobody knows it.
+    """
 
     options: tuple[str, ...]
     rows: tuple[tuple[float, ...], ...]
     indicator: str
     provenance: str
+    errors: tuple[tuple[float, ...], ...] | None = None
 
     def total(self, options: tuple[str, ...]) -> float:
         """Predicted increase of the loss when layer i has options[i]."""
         return sum(row[self.options.index(option)] for row, option in zip(self.rows, options, strict=True))
+
+    def select(self, options: tuple[str, ...]) -> "SensitivityTable":
+        """The same figures for some of the options, in the order given."""
+        columns = [self.options.index(option) for option in options]
+        rows, errors = (
+            values and tuple(tuple(row[column] for column in columns) for row in values) for values in (self.rows, self.errors)
+        )
+        return replace(self, options=options, rows=rows or (), errors=errors)
 
 
 def prior(graph: LayerGraph, precisions: tuple[Precision, ...]) -> SensitivityTable:

@@ -95,7 +95,7 @@ def _stand_in(card: LocalCard) -> DeviceType:
 
 
 def _cpu() -> ClusterSpec:
-    cores, device_type, memory = _cores(), device_types()["CPU"], _host_memory()
+    cores, device_type, memory = _cores(), device_types()["CPU"], host_memory()
     reserve = min(device_type.reserve_bytes, memory // 2)
     entry = DeviceEntry(device_type, 1, "localhost", memory, reserve, speed=cores / _CPU_CORES)
     notice = f"no card was found; the speed of CPU:0 ({cores} cores) is assumed from the library's {_CPU_CORES}-core CPU"
@@ -106,7 +106,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _host_memory() -> int:
+def host_memory() -> int:
     """Bytes that a new process may use: what is available now, within the limit of its control group."""
     meminfo = Path("/proc/meminfo")
     match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii")) if meminfo.exists() else None

@@ -1,0 +1,51 @@
+"""Fake quantization: layers of a model rounded to a precision and kept in floating point, to see what that does."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from llmpq.graph import LayerGraph, Linear
+from llmpq.precision import Precision
+from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+
+
+def quantizable_linears(graph: LayerGraph) -> Iterator[tuple[int, str, Linear]]:
+    """(layer, path, linear) of everything that a precision changes."""
+    for layer, name in enumerate(graph.layer_names):
+        for linear in graph.kind_of(layer).linears:
+            if linear.is_quantizable:
+                yield layer, f"{name}.{linear.name}", linear
+
+
+def weight_of(model: nn.Module, path: str) -> Tensor:
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+@contextmanager
+def fake_quantized(model: nn.Module, graph: LayerGraph, precisions: Mapping[int, Precision]) -> Iterator[None]:
+    """The layers named at their precisions inside the block: rounded weights, and rounded inputs for w8a8."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    handles = []
+    try:
+        for layer, path, _ in quantizable_linears(graph):
+            precision = precisions.get(layer)
+            if precision is None or not precision.is_quantized:
+                continue
+            weight = weight_of(model, path)
+            kept.append((weight, weight.clone()))
+            weight.copy_(quantize(weight, precision).dequantize())
+            if precision.activation_bits < 16:
+                handles.append(model.get_submodule(path).register_forward_pre_hook(_round_inputs))
+        yield
+    finally:
+        for weight, original in kept:
+            weight.copy_(original)
+        for handle in handles:
+            handle.remove()
+
+
+def _round_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (quantize_activation_per_token(inputs[0]), *inputs[1:])

@@ -1,0 +1,81 @@
+"""The Fisher indicator: rounding noise as the loss feels it, from gradients of one forward and one backward pass."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmpq.precision import Precision
+from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
+from llmpq.quantization.output_noise import Noise, layer_output
+from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from llmpq.quantization.scoring import Measurements
+
+SEED = 0
+
+
+def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dict[str, Noise]:
+    """Precision name -> expected divergence of every layer, nats per token.
+
+    To second order the divergence is 1/2 E[(g . n)^2]: n what rounding adds to the output of a linear, g the gradient there of
+    the loss on tokens drawn from the model's own predictions, whose covariance is the Fisher information. Summed over the
+    linears of a layer within a token; what tokens share with each other is left out.
+    """
+    started = time.perf_counter()
+    model, graph = measured.model, measured.graph
+    model.requires_grad_(False)
+    totals = {precision.name: [0.0] * graph.num_layers for precision in precisions}
+    draw = torch.Generator().manual_seed(SEED)
+    for window in measured.windows:
+        seen = _backward(model, [path for _, path, _ in quantizable_linears(graph)], graph.layer_names[0], window, draw)
+        for precision in precisions:
+            products: dict[int, Tensor] = {}
+            for layer, path, _ in quantizable_linears(graph):
+                if path in seen:
+                    product = _felt(weight_of(model, path), *seen[path], precision)
+                    products[layer] = products[layer] + product if layer in products else product
+            for layer, product in products.items():
+                totals[precision.name][layer] += float(product.square().mean()) / 2 / len(measured.windows)
+    seconds = round((time.perf_counter() - started) / len(precisions), 3)
+    return {name: Noise(tuple(layers), seconds) for name, layers in totals.items()}
+
+
+def _felt(weight: Tensor, inputs: Tensor, gradient: Tensor, precision: Precision) -> Tensor:
+    """g . n of every token, [tokens]: n = W_q x_q - W x."""
+    rounded = quantize(weight, precision).dequantize()
+    if precision.activation_bits < 16:
+        noise = quantize_activation_per_token(inputs) @ rounded.T - inputs @ weight.T
+    else:
+        noise = inputs @ (rounded - weight).T
+    return (gradient * noise).sum(-1)
+
+
+def _backward(
+    model: nn.Module, paths: Sequence[str], first_layer: str, window: Tensor, draw: torch.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Path -> (input [tokens, in], gradient of the output [tokens, out]) of the linears that ran on this window."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer_output(args or kwargs["hidden_states"]).requires_grad_(True)
+
+    handles = [model.get_submodule(first_layer).register_forward_pre_hook(start, with_kwargs=True)]
+    for path in paths:
+
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path) -> None:
+            output.retain_grad()
+            inputs[path], outputs[path] = args[0].detach().flatten(0, -2), output
+
+        handles.append(model.get_submodule(path).register_forward_hook(keep))
+    try:
+        with torch.enable_grad():
+            log_probs = model(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
+            drawn = torch.multinomial(log_probs.detach().exp(), 1, generator=draw)
+            (-log_probs.gather(1, drawn).sum()).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: (inputs[path], grad.flatten(0, -2)) for path in outputs if (grad := outputs[path].grad) is not None}

@@ -1,0 +1,111 @@
+"""Output noise: how far rounding moves what the linears of a layer compute, from one forward pass over the calibration text."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from llmpq.precision import Precision
+from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
+from llmpq.quantization.rounding import quantize
+from llmpq.quantization.scoring import Measurements
+
+Energy = Callable[[Tensor], float]  # matrix M [rows, in_features] -> E|M x|^2, or an estimate of it
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """A figure for every layer at one precision; seconds: what computing it took."""
+
+    layers: tuple[float, ...]
+    seconds: float
+
+
+def variance_energy(inputs: Tensor) -> Energy:
+    """From the second moment of every input alone, as if they were uncorrelated. inputs: [tokens, in_features]."""
+    moments = inputs.square().mean(0)
+    return lambda matrix: float((matrix.square() @ moments).sum())
+
+
+def hessian_energy(inputs: Tensor) -> Energy:
+    """tr(M H M^T) with H = E[x x^T], half of the Hessian of the squared error of the output, which GPTQ lowers
+    (arXiv 2210.17323, equation 1). inputs: [tokens, in_features]."""
+    hessian = inputs.T @ inputs / len(inputs)
+    return lambda matrix: float(((matrix @ hessian) * matrix).sum())
+
+
+ENERGIES: dict[str, Callable[[Tensor], Energy]] = {"variance": variance_energy, "hessian": hessian_energy}
+
+
+def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Precision]) -> dict[str, Noise]:
+    """Precision name -> how much noise each layer adds to the hidden state, relative to it.
+
+    A linear's noise-to-signal ratio, summed over the layer's linears, times the share of the hidden state after the layer that
+    the layer itself has written: E|after - before|^2 / E|after|^2.
+    """
+    started = time.perf_counter()
+    energy_of, model, graph = ENERGIES[indicator], measured.model, measured.graph
+    ratios = {precision.name: [0.0] * graph.num_layers for precision in precisions}
+    written = [0.0] * graph.num_layers
+
+    def observe(layer: int, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0].detach().float().flatten(0, -2)
+            energy, weight = energy_of(x), weight_of(model, path)
+            for precision in precisions:
+                ratios[precision.name][layer] += noise_to_signal(weight, x, energy, precision)
+
+        return hook
+
+    def compare(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before, after = layer_output(args or kwargs["hidden_states"]), layer_output(output)
+            written[layer] = float((after - before).square().sum() / after.square().sum().clamp(min=1e-30))
+
+        return hook
+
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(observe(layer, path)) for layer, path, _ in quantizable_linears(graph)
+    ]
+    handles += [
+        model.get_submodule(name).register_forward_hook(compare(layer), with_kwargs=True)
+        for layer, name in enumerate(graph.layer_names)
+    ]
+    _run_without_head(model, measured.windows, handles)
+    seconds = round((time.perf_counter() - started) / len(precisions), 3)
+    return {
+        name: Noise(tuple(ratio * share for ratio, share in zip(layers, written)), seconds) for name, layers in ratios.items()
+    }
+
+
+def layer_output(value: Any) -> Tensor:
+    """The hidden state in what a layer returns or is called with: the tensor itself, or the first of several."""
+    tensor: Tensor = value[0] if isinstance(value, tuple) else value
+    return tensor
+
+
+def _run_without_head(model: nn.Module, windows: Tensor, handles: list[RemovableHandle]) -> None:
+    """Every window at once through embedding and layers, the hooks removed at the end."""
+    backbone: Any = model.base_model
+    try:
+        with torch.inference_mode():
+            backbone(input_ids=windows, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def noise_to_signal(weight: Tensor, inputs: Tensor, energy: Energy, precision: Precision) -> float:
+    """E|dW x|^2 / E|W x|^2 of one linear; rounded activations add their own noise. 0 at 16 bits."""
+    if not precision.is_quantized:
+        return 0.0
+    noise = energy(weight - quantize(weight, precision).dequantize())
+    if precision.activation_bits < 16:
+        # a token's scale is its largest magnitude over 127; rounding is uniform within it
+        scale = inputs.abs().amax(-1) / 127
+        noise += float(scale.square().mean() / 12 * weight.square().sum())
+    return noise / max(energy(weight), 1e-30)
