@@ -31,7 +31,9 @@ _OPTIONS = (
     click.option("--engine", default="local", show_default=True, help="What will run the plan."),
     click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
     click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),
-    click.option("--indicator", default="auto", show_default=True, help="Sensitivity: variance, prior or auto."),
+    click.option(
+        "--indicator", default="auto", show_default=True, help="Sensitivity: fisher, variance, hessian, measured, random, prior."
+    ),
     click.option("--sensitivity", type=click.Path(), help="A sensitivity table to use instead of an indicator."),
     click.option("--assign", default="assign-joint", show_default=True, help="The assignment pass: assign-joint or a baseline."),
     click.option("--passes", "pipeline", metavar="SPEC", help='All passes, such as "derive-costs,…,assign-joint{gap=1e-4}".'),
