@@ -8,16 +8,17 @@ if TYPE_CHECKING:
     from llmpq.compiler import compile
     from llmpq.hardware.cluster import Cluster
     from llmpq.plan import Plan
-    from llmpq.workload import Batch
+    from llmpq.workload import Batch, Serving
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "compile", "load"]
+__all__ = ["Batch", "Cluster", "CompiledModel", "Plan", "Serving", "compile", "load"]
 
 _HOME = {
     "Batch": "llmpq.workload",
     "Cluster": "llmpq.hardware.cluster",
     "CompiledModel": "llmpq.compiled",
     "Plan": "llmpq.plan",
+    "Serving": "llmpq.workload",
     "compile": "llmpq.compiler",
     "load": "llmpq.compiled",
 }

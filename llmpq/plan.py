@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmpq.hardware.cluster import Cluster
-from llmpq.workload import Batch
+from llmpq.workload import Batch, Serving, Workload
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 PLAN_FORMAT = "llmpq-plan-1"
+SERVED_TOKENS = 1000.0  # the objective of a plan for serving is the seconds that so many generated tokens take
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,38 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Continuous batching at full load: `running` sequences in `in_flight` batches, steps of at most `token_budget` tokens.
+
+    prefill_tokens: of a step, on average, beside running / in_flight that decode; kv_tokens, kv_blocks: cache that is planned
+    for. tpot_s: seconds per token of a sequence; ttft_s: mean seconds to its first token, at most; rates are of all sequences.
+    """
+
+    running: int
+    in_flight: int
+    token_budget: int
+    prefill_tokens: float
+    kv_tokens: int
+    kv_blocks: int
+    block_size: int
+    tpot_s: float
+    ttft_s: float
+    tokens_per_s: float
+    requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """Modelled seconds of the whole batch, and bytes per device. `provenance` says what the times rest on."""
+    """Modelled seconds of the whole batch, and bytes per device. `provenance` says what the times rest on.
+
+    `load`: of a serving workload; decode_s is then one trip of a batch through the pipeline, and nothing is prefilled apart.
+    """
 
     prefill_s: float
     decode_s: float
     memory: tuple[DeviceMemory, ...]
     provenance: str
+    load: Load | None = None
 
     @property
     def latency_s(self) -> float:
@@ -90,7 +116,7 @@ class Optimality:
 class Plan:
     model: str
     compute_dtype: ComputeDtype
-    workload: Batch
+    workload: Workload
     cluster: Cluster
     pipelines: tuple[Pipeline, ...]
     prediction: Prediction
@@ -114,6 +140,22 @@ class Plan:
         return tuple(option for stage in self.stages for option in stage.options)
 
     @property
+    def load(self) -> Load:
+        """The load of a plan for serving."""
+        assert self.prediction.load is not None, "the plan is for a batch"
+        return self.prediction.load
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that the plan has memory for: the workload, or as many sequences at their longest as its blocks hold."""
+        if isinstance(self.workload, Batch):
+            return self.workload
+        held = self.load.kv_tokens // self.workload.kv_len
+        return Batch(max(1, min(held, self.load.running)), self.workload.prompt_len, self.workload.gen_len)
+
+    @property
     def tokens_per_s(self) -> float:
-        """Generated tokens per second of the whole batch."""
+        """Generated tokens per second of the whole batch, or at full load."""
+        if isinstance(self.workload, Serving):
+            return self.load.tokens_per_s
         return self.workload.batch_size * self.workload.gen_len / self.prediction.latency_s

@@ -8,6 +8,7 @@ from llmpq.plan import Plan, Stage
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.units import format_bytes, format_seconds
+from llmpq.workload import Batch, Workload
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -53,21 +54,46 @@ def format_graph(graph: LayerGraph) -> str:
 
 def format_plan(plan: Plan) -> str:
     """The plan: workload, stages with their layers and memory, prediction, quality, optimality."""
-    workload, pipeline, prediction = plan.workload, plan.pipeline, plan.prediction
-    lines = [
-        f"plan for {plan.model}: batch {workload.batch_size}, prompt {workload.prompt_len}, generate {workload.gen_len}, "
-        f"{plan.compute_dtype}",
-        f"  micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences",
-    ]
+    prediction = plan.prediction
+    lines = [f"plan for {plan.model}: {format_workload(plan.workload)}, {plan.compute_dtype}", f"  {format_sizes(plan)}"]
     for stage, memory in zip(plan.stages, prediction.memory, strict=True):
         lines.append(f"  {stage.device}: {format_stage(stage)}; {format_bytes(memory.total)} of {format_bytes(memory.capacity)}")
     lines += [
-        f"  predicted: prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}, "
-        f"{plan.tokens_per_s:.4g} tokens/s ({prediction.provenance})",
+        f"  predicted: {format_speed(plan)} ({prediction.provenance})",
         f"  quality: {format_quality(plan)}",
         f"  {format_optimality(plan)}",
     ]
     return "\n".join(lines)
+
+
+def format_workload(workload: Workload) -> str:
+    if isinstance(workload, Batch):
+        return f"batch {workload.batch_size}, prompt {workload.prompt_len}, generate {workload.gen_len}"
+    limits = [
+        f"{name} {format_seconds(s)}" for name, s in (("ttft", workload.ttft_s), ("tpot", workload.tpot_s)) if s is not None
+    ]
+    hits = f", prefix hits {workload.prefix_hits:.0%}" if workload.prefix_hits else ""
+    lengths = f"prompt {workload.prompt_len}{hits}, generate {workload.gen_len}"
+    return f"serving {workload.rate_per_s:.4g} requests/s, {lengths}, {', '.join(limits) or 'no latency limit'}"
+
+
+def format_sizes(plan: Plan) -> str:
+    """Micro-batches, or what runs at once and the cache it needs."""
+    pipeline, load = plan.pipeline, plan.prediction.load
+    if load is None:
+        return f"micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences"
+    cache = f"{load.kv_tokens} KV tokens in {load.kv_blocks} blocks of {load.block_size}"
+    return f"running: {load.running} sequences in {load.in_flight} batches, at most {load.token_budget} tokens a step; {cache}"
+
+
+def format_speed(plan: Plan) -> str:
+    """Tokens per second and the seconds behind them."""
+    prediction, load = plan.prediction, plan.prediction.load
+    if load is None:
+        seconds = f"prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}"
+        return f"{seconds}, {plan.tokens_per_s:.4g} tokens/s"
+    seconds = f"tpot {format_seconds(load.tpot_s)}, ttft at most {format_seconds(load.ttft_s)}"
+    return f"{seconds}, {load.tokens_per_s:.4g} tokens/s, {load.requests_per_s:.4g} requests/s at full load"
 
 
 def format_stage(stage: Stage) -> str:

@@ -11,7 +11,7 @@ from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import Precision
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.rules import Rule
-from llmpq.workload import Batch
+from llmpq.workload import Workload
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -31,7 +31,7 @@ class Request:
     """What the user asked for."""
 
     cluster: Cluster
-    workload: Batch
+    workload: Workload
     precisions: tuple[Precision, ...]
     target: Target = Target()
     rules: tuple[Rule, ...] = ()

@@ -27,8 +27,8 @@ def from_json(cls: Any, value: Any, where: str = "value") -> Any:
     if origin in (Union, UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return from_json(inner, value, where)
+        inner = [arg for arg in args if arg is not type(None)]
+        return from_json(_member(inner, value) if len(inner) > 1 else inner[0], value, where)
     if origin is Literal:
         if value not in args:
             raise InputError(f"{where}: found {value!r}, expected one of {', '.join(map(repr, args))}")
@@ -42,6 +42,12 @@ def from_json(cls: Any, value: Any, where: str = "value") -> Any:
     if not isinstance(value, cls) or (cls is not bool and isinstance(value, bool)):
         raise InputError(f"{where}: found {value!r}, expected {cls.__name__}")
     return value
+
+
+def _member(classes: list[Any], value: Any) -> Any:
+    """Of several dataclasses the one that has most of the keys."""
+    keys = set(value) if isinstance(value, dict) else set()
+    return max(classes, key=lambda cls: len(keys & {field.name for field in fields(cls)}))
 
 
 def _tuple_from_json(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

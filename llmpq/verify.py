@@ -5,11 +5,12 @@ from math import isfinite
 
 from llmpq.errors import VerifyError
 from llmpq.hardware.support import support
-from llmpq.plan import Plan
+from llmpq.plan import SERVED_TOKENS, Plan
 from llmpq.precision import PRECISIONS
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment
 from llmpq.solver.rules import RuleContext, rule_rows
+from llmpq.workload import Serving
 
 TOLERANCE = 1e-6  # relative, of sums of floats
 
@@ -63,11 +64,32 @@ def _layer_problems(plan: Plan, program: Program) -> Iterator[str]:
 
 
 def _micro_batch_problems(plan: Plan) -> Iterator[str]:
+    if isinstance(plan.workload, Serving):
+        yield from _load_problems(plan, plan.workload)
+        return
     prefill, decode, batch = plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch, plan.workload.batch_size
     if not 1 <= prefill <= decode <= batch:
         yield f"micro-batches of {prefill} (prefill) and {decode} (decode) sequences of a batch of {batch}"
     elif decode % prefill:
         yield f"prefill micro-batch {prefill} does not divide decode micro-batch {decode}"
+
+
+def _load_problems(plan: Plan, workload: Serving) -> Iterator[str]:
+    """As many batches in flight as stages, steps within their budget, figures that agree, the limits of the workload kept."""
+    load = plan.prediction.load
+    if load is None:
+        yield "the workload is for serving, and the plan has no load"
+        return
+    sequences = load.running // load.in_flight
+    if load.in_flight != len(plan.stages) or load.running != sequences * load.in_flight:
+        yield f"{load.running} sequences in {load.in_flight} batches on {len(plan.stages)} stages"
+    if sequences + load.prefill_tokens > load.token_budget:
+        yield f"a step of {sequences} sequences and {load.prefill_tokens:.6g} prompt tokens has a budget of {load.token_budget}"
+    if abs(load.tokens_per_s * load.tpot_s - load.running) > TOLERANCE * load.running:
+        yield f"{load.running} sequences at {load.tpot_s:.6g} s per token are not {load.tokens_per_s:.6g} tokens/s"
+    for name, found, limit in (("ttft", load.ttft_s, workload.ttft_s), ("tpot", load.tpot_s, workload.tpot_s)):
+        if limit is not None and found > limit * (1 + TOLERANCE):
+            yield f"{name} is {found:.6g} s, its limit is {limit:.6g} s"
 
 
 def _memory_problems(plan: Plan, program: Program) -> Iterator[str]:
@@ -134,7 +156,8 @@ def _optimality_problems(plan: Plan, program: Program) -> Iterator[str]:
     seconds = (prediction.prefill_s, prediction.decode_s)
     if not all(isfinite(value) and value >= 0 for value in seconds):
         yield f"predicted seconds are {seconds[0]} and {seconds[1]}"
-    expected = prediction.latency_s + (target.theta or 0.0) * plan.quality.sensitivity
+    seconds_of = prediction.latency_s if prediction.load is None else SERVED_TOKENS / prediction.load.tokens_per_s
+    expected = seconds_of + (target.theta or 0.0) * plan.quality.sensitivity
     if abs(optimality.objective - expected) > TOLERANCE * max(abs(expected), TOLERANCE):
         yield f"the objective is {optimality.objective:.6g} s, prediction and quality add up to {expected:.6g} s"
     if optimality.bound is not None and optimality.bound > optimality.objective * (1 + TOLERANCE):

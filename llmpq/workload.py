@@ -1,7 +1,8 @@
 """Workload: what the plan is made for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
+from typing import Any
 
 from llmpq.errors import InputError
 
@@ -90,6 +91,12 @@ class Serving:
 
 
 Workload = Batch | Serving
+
+
+def with_length(workload: Workload, name: str, value: int) -> Workload:
+    """The workload with another batch_size, prompt_len or gen_len."""
+    changed: dict[str, Any] = {name: value}
+    return replace(workload, **changed)
 
 
 def _check_counts(workload: Workload, names: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from llmpq.hardware.cluster import Device
 from llmpq.plan import Plan
 from llmpq.workload import Batch
 
+PAGED = ("vllm",)
 BLOCK_SIZES = {"cuda": 16, "rocm": 16, "cpu": 32}  # tokens; vLLM's default on GPUs, the least that its CPU kernels like
 
 
@@ -59,14 +60,26 @@ def kv_blocks(plan: Plan, graph: LayerGraph) -> KvBlocks:
         block_size=block_size,
         room=tuple(max(0, nbytes // size) for nbytes, size in zip(left, block_bytes, strict=True)),
         block_bytes=block_bytes,
-        needed=cached_tokens(plan.workload, block_size) // block_size,
+        needed=_needed(plan, block_size),
         shared_memory=any(device.type.kind == "cpu" for device in devices),
     )
+
+
+def _needed(plan: Plan, block_size: int) -> int:
+    load = plan.prediction.load
+    if load is None:
+        return cached_tokens(plan.batch, block_size) // block_size
+    return -(-load.kv_blocks * load.block_size // block_size)
 
 
 def block_size_of(devices: Iterable[Device]) -> int:
     """Tokens of a block on a pipeline of these devices."""
     return max(BLOCK_SIZES[device.type.kind] for device in devices)
+
+
+def page_size(engine: str, devices: Iterable[Device]) -> int | None:
+    """Tokens of a block where the engine's attention is paged, else None."""
+    return block_size_of(devices) if engine in PAGED else None
 
 
 def cached_tokens(workload: Batch, block_size: int) -> int:

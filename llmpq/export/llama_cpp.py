@@ -130,7 +130,7 @@ def _spread(plan: Plan, names: list[str], shares: list[int]) -> list[int]:
 
 def _context(plan: Plan) -> list[str]:
     """Every sequence at its longest: llama-server shares one cache among its slots."""
-    workload = plan.workload
+    workload = plan.batch
     length = workload.batch_size * (workload.prompt_len + workload.gen_len)
     return [f"--ctx-size {length}", f"--parallel {workload.batch_size}"]
 

@@ -57,7 +57,8 @@ class VllmSettings:
 def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
     """A pure function of the plan. A step of vLLM is as large as the plan's: a prefill micro-batch or all sequences."""
     devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
-    workload, blocks = plan.workload, kv_blocks(plan, graph)
+    workload, load, blocks = plan.batch, plan.prediction.load, kv_blocks(plan, graph)
+    step = plan.pipeline.prefill_micro_batch * workload.prompt_len
     return VllmSettings(
         vllm_version=VLLM_VERSION,
         served_model_name=plan.model,
@@ -68,9 +69,9 @@ def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
         device_indexes=tuple(_index_on_host(plan, device) for device in devices),
         partition=tuple(len(stage.layers) for stage in plan.stages),
         dtype=plan.compute_dtype,
-        max_model_len=workload.prompt_len + workload.gen_len,
-        max_num_seqs=workload.batch_size,
-        max_num_batched_tokens=max(plan.pipeline.prefill_micro_batch * workload.prompt_len, workload.batch_size),
+        max_model_len=plan.workload.kv_len + 1,
+        max_num_seqs=workload.batch_size if load is None else load.running,
+        max_num_batched_tokens=max(step, workload.batch_size) if load is None else load.token_budget,
         block_size=blocks.block_size,
         kv_blocks=blocks.count,
         kv_blocks_needed=blocks.needed,

@@ -1,39 +1,56 @@
 """Candidates of the outer search: devices in order and micro-batch sizes, and the assignment problem of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
-from llmpq.costs import CostTable, PhaseCosts
+from llmpq.costs import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.hardware.cluster import Cluster
+from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.orders import Order, identical_devices, link_table
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.problem import EndCost, Problem
 from llmpq.solver.rules import RuleContext
+from llmpq.workload import Serving
 
 TOKEN_BYTES = 8  # token ids return to the first stage as int64
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Devices (indexes into the cluster) in pipeline order, and sequences per prefill and decode micro-batch."""
+    """Devices (indexes into the cluster) in pipeline order, and sequences per prefill and decode micro-batch.
+
+    When serving: the token budget of a step, its decoding sequences, and the batches `in_flight`, one for each stage.
+    """
 
     order: Order
     prefill_micro_batch: int
     decode_micro_batch: int
+    in_flight: int | None = None
+
+    @property
+    def running(self) -> int:
+        """Sequences that run at once when serving."""
+        return self.decode_micro_batch * (self.in_flight or 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Candidates of the same sizes: these devices, ascending, in any order; more than one may also be left out."""
+    """Candidates of the same sizes: these devices, ascending, in any order; more than one may also be left out.
+
+    When serving as many devices are used as batches are in flight.
+    """
 
     devices: Order
     prefill_micro_batch: int
     decode_micro_batch: int
+    in_flight: int | None = None
 
     def candidate(self, order: Order | None = None) -> Candidate:
         """Its candidate of that order, of the cluster's own by default."""
-        return Candidate(self.devices if order is None else order, self.prefill_micro_batch, self.decode_micro_batch)
+        order = self.devices if order is None else order
+        return Candidate(order, self.prefill_micro_batch, self.decode_micro_batch, self.in_flight)
 
 
 def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group, ...]:
@@ -41,12 +58,38 @@ def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group,
 
     Alone is a case of its own because a tied head is then not copied.
     """
-    everything = tuple(range(len(program.request.cluster.devices)))
+    workload, everything = program.request.workload, tuple(range(len(program.request.cluster.devices)))
+    alone = tuple(twins[:1] for twins in identical_devices(program))
+    if isinstance(workload, Serving):
+        steps: tuple[ServingStep, ...] = program.require("costs").steps
+        flights = range(2, len(everything) + 1) if together else ()
+        sets = (*((everything, count) for count in flights), *((devices, 1) for devices in alone))
+        return tuple(Group(devices, step.token_budget, step.sequences, count) for devices, count in sets for step in steps)
     several = (everything,) if together and len(everything) > 1 else ()
-    sizes = micro_batch_sizes(program.request.workload, len(everything))
-    return tuple(
-        Group(devices, *pair) for devices in (*several, *(twins[:1] for twins in identical_devices(program))) for pair in sizes
-    )
+    sizes = micro_batch_sizes(workload, len(everything))
+    return tuple(Group(devices, *pair) for devices in (*several, *alone) for pair in sizes)
+
+
+def step_of(program: Program, candidate: Candidate) -> ServingStep:
+    """The step of a serving candidate."""
+    steps: tuple[ServingStep, ...] = program.require("costs").steps
+    sizes = (candidate.decode_micro_batch, candidate.prefill_micro_batch)
+    return next(step for step in steps if (step.sequences, step.token_budget) == sizes)
+
+
+def ceiling(program: Program, candidate: Candidate) -> float:
+    """The objective up to which the limits of a serving workload are kept; inf where there is none."""
+    workload = program.request.workload
+    if not isinstance(workload, Serving):
+        return inf
+    first = inf if workload.ttft_s is None else workload.ttft_s / step_of(program, candidate).trips_to_first_token
+    return min(first, inf if workload.tpot_s is None else workload.tpot_s) * SERVED_TOKENS / candidate.running
+
+
+def kv_units(program: Program, candidate: Candidate) -> int:
+    """How often `kv_bytes` of the cost table are taken: once for a batch, for every block when serving."""
+    workload = program.request.workload
+    return workload.kv_blocks(candidate.running) if isinstance(workload, Serving) else 1
 
 
 def rule_context(program: Program, candidate: Candidate) -> RuleContext:
@@ -74,13 +117,14 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     activations = max(prefill.activation_bytes, decode.activation_bytes)
     logits = max(prefill.logits_bytes, decode.logits_bytes)
     head = costs.last_bytes_with_first if alone else costs.last_bytes
-    return Problem(
+    sequences = candidate.running if isinstance(workload, Serving) else workload.batch_size
+    problem = Problem(
         options=costs.options,
         devices=tuple(costs.devices[j] for j in order),
         layer_kind=graph.layer_kind,
         prefill_s=tuple(tuple(cells[j] for j in order) for cells in prefill.layer_s),
         decode_s=tuple(tuple(cells[j] for j in order) for cells in decode.layer_s),
-        layer_bytes=_layer_bytes(costs, decode, order),
+        layer_bytes=_layer_bytes(costs, decode, order, kv_units(program, candidate)),
         first_stage=_ends(prefill.first_s, decode.first_s, costs.first_bytes, order),
         last_stage=_ends(prefill.last_s, decode.last_s, head + logits, order),
         link_prefill_s=_links(cluster, order, prefill.hidden_bytes, candidate.prefill_micro_batch),
@@ -90,21 +134,41 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         sensitivity=table.rows,
         sensitivity_budget=sensitivity_budget,
         theta=program.request.target.theta,
-        prefill_micro_batches=-(-workload.batch_size // candidate.prefill_micro_batch),
-        decode_micro_batches=-(-workload.batch_size // candidate.decode_micro_batch),
+        prefill_micro_batches=-(-sequences // candidate.prefill_micro_batch),
+        decode_micro_batches=-(-sequences // candidate.decode_micro_batch),
         gen_len=workload.gen_len,
         decode_model="round_trip",
         every_device_used=False,
         first_and_last_used=False,
     )
+    return _steady(problem, candidate) if isinstance(workload, Serving) else problem
 
 
-def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: Order) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
+def _steady(problem: Problem, candidate: Candidate) -> Problem:
+    """The problem of one trip of all batches in flight, in seconds of SERVED_TOKENS; nothing is prefilled apart."""
+    scale, none = SERVED_TOKENS / candidate.running, (0.0,) * len(problem.devices)
+
+    def scaled(end: EndCost) -> EndCost:
+        return EndCost(none, tuple(scale * seconds for seconds in end.decode_s), end.bytes)
+
+    return replace(
+        problem,
+        decode_s=tuple(tuple(tuple(None if s is None else scale * s for s in row) for row in kind) for kind in problem.decode_s),
+        first_stage=scaled(problem.first_stage),
+        last_stage=scaled(problem.last_stage),
+        link_prefill_s=(none,) * len(problem.devices),
+        link_decode_s=tuple(tuple(scale * seconds for seconds in row) for row in problem.link_decode_s),
+        decode_micro_batches=candidate.in_flight or 1,
+        gen_len=2,
+    )
+
+
+def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: Order, units: int) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
     """[kind][device][option]: weights and the cache of all sequences; None where the device cannot run the option."""
     return tuple(
         tuple(
             tuple(
-                None if cell is None else weights + costs.kv_bytes[k]
+                None if cell is None else weights + units * costs.kv_bytes[k]
                 for cell, weights in zip(phase.layer_s[k][j], costs.layer_bytes[k])
             )
             for j in order

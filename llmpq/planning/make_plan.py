@@ -1,10 +1,11 @@
 """From an assignment to a Plan: stages, memory term by term, predicted seconds."""
 
 from llmpq.costs import CostTable
-from llmpq.plan import DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality, Stage
-from llmpq.planning.candidates import Candidate
+from llmpq.plan import SERVED_TOKENS, DeviceMemory, Load, Optimality, Pipeline, Plan, Prediction, Quality, Stage
+from llmpq.planning.candidates import Candidate, kv_units, step_of
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, Problem, evaluate
+from llmpq.workload import KV_BLOCK, Serving
 
 
 def make_plan(
@@ -13,20 +14,44 @@ def make_plan(
     """The plan that this assignment of this candidate means."""
     evaluation = evaluate(problem, assignment)
     stages = _stages(problem, assignment)
+    load = _load(program, candidate, evaluation.decode_s)
     return Plan(
         model=program.graph.model,
         compute_dtype=program.require("compute_dtype"),
         workload=program.request.workload,
         cluster=program.request.cluster,
-        pipelines=(Pipeline(stages, candidate.prefill_micro_batch, candidate.decode_micro_batch),),
+        pipelines=(Pipeline(stages, candidate.prefill_micro_batch if load is None else 1, candidate.decode_micro_batch),),
         prediction=Prediction(
             prefill_s=evaluation.prefill_s,
-            decode_s=evaluation.decode_s,
+            decode_s=evaluation.decode_s if load is None else load.tpot_s,
             memory=tuple(_memory(program, candidate, stages, index) for index in range(len(stages))),
             provenance=program.require("costs").provenance,
+            load=load,
         ),
         quality=Quality(evaluation.sensitivity, budget, program.require("sensitivity").provenance),
         optimality=optimality,
+    )
+
+
+def _load(program: Program, candidate: Candidate, objective_s: float) -> Load | None:
+    """The load of a serving workload, whose objective is the seconds of SERVED_TOKENS; None for a batch."""
+    workload = program.request.workload
+    if not isinstance(workload, Serving):
+        return None
+    step, running = step_of(program, candidate), candidate.running
+    trip_s = objective_s * running / SERVED_TOKENS
+    return Load(
+        running=running,
+        in_flight=running // candidate.decode_micro_batch,
+        token_budget=step.token_budget,
+        prefill_tokens=step.prefill_tokens,
+        kv_tokens=workload.kv_tokens(running),
+        kv_blocks=workload.kv_blocks(running),
+        block_size=KV_BLOCK,
+        tpot_s=trip_s,
+        ttft_s=trip_s * step.trips_to_first_token,
+        tokens_per_s=running / trip_s,
+        requests_per_s=running / trip_s / workload.gen_len,
     )
 
 
@@ -50,7 +75,7 @@ def _memory(program: Program, candidate: Candidate, stages: tuple[Stage, ...], i
         weights=sum(
             costs.layer_bytes[graph.layer_kind[i]][costs.options.index(option)] for i, option in zip(stage.layers, stage.options)
         ),
-        kv_cache=sum(costs.kv_bytes[graph.layer_kind[i]] for i in stage.layers),
+        kv_cache=kv_units(program, candidate) * sum(costs.kv_bytes[graph.layer_kind[i]] for i in stage.layers),
         activations=max(prefill.activation_bytes, decode.activation_bytes) + logits,
         embedding=costs.first_bytes if first else 0,
         head=(costs.last_bytes_with_first if first else costs.last_bytes) if last else 0,

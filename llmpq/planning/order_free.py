@@ -111,14 +111,16 @@ class OrderFree:
         return Shares(layers, counts, *ends)
 
 
-def order_free_model(problem: Problem, around: Surroundings, rows: tuple[Row, ...]) -> OrderFree:
-    """The model of a problem, whose own links are not read.
+def order_free_model(problem: Problem, around: Surroundings, rows: tuple[Row, ...], in_use: int | None = None) -> OrderFree:
+    """The model of a problem, whose own links are not read; `in_use`: exactly so many devices hold layers.
 
     Only round trips without overlap are modelled, which is all that the planner asks for.
     """
     assert problem.decode_model == "round_trip" and not problem.overlap
     model = _columns(problem, rows)
     _add_use(problem, model, around.twins)
+    if in_use is not None:
+        model.linear.row([(column, 1.0) for column in model.used], in_use, in_use)
     _add_memory(problem, model)
     _add_rows(problem, model, rows)
     _add_seconds(problem, model, around)

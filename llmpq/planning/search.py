@@ -9,7 +9,7 @@ from math import inf
 from typing import Literal
 
 from llmpq.errors import TimeLimitError
-from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, rule_context
+from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, rule_context
 from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
 from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
@@ -22,6 +22,7 @@ from llmpq.solver.solve import solve
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
+ROUNDING = 1e-9  # relative, of a limit of the workload
 ORDERS_AT_ONCE = 20  # of a team, looked at before the next ones are made
 ORDER_FREE_GAP = 0.25  # of the gap of the search: what the order-free problem leaves open
 
@@ -36,11 +37,15 @@ def unrestricted(problem: Problem) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What is searched: all devices `together` or each alone only, every problem under each of the restrictions."""
+    """What is searched: all devices `together` or each alone only, every problem under each of the restrictions.
+
+    Not `limited`: the limits of a serving workload are ignored, as where the objective is not its seconds.
+    """
 
     together: bool = True
     restrictions: tuple[Restriction, ...] = (unrestricted,)
     accept: Callable[[Program, tuple[Group, ...]], tuple[Group, ...]] = lambda _, groups: groups
+    limited: bool = True
 
     def groups(self, program: Program) -> tuple[Group, ...]:
         return self.accept(program, candidate_groups(program, together=self.together))
@@ -138,6 +143,20 @@ class _Search:
         """What an objective must be below to matter."""
         return None if self.best is None else self.best.objective * (1.0 - self.gap)
 
+    def ceiling(self, candidate: Candidate) -> float:
+        """The largest objective of this candidate that keeps the limits of the workload."""
+        return ceiling(self.program, candidate) * (1.0 + ROUNDING) if self.space.limited else inf
+
+    def wanted(self, candidate: Candidate) -> float | None:
+        """What an objective of this candidate must be below."""
+        least = min(inf if self.cutoff is None else self.cutoff, self.ceiling(candidate))
+        return None if least == inf else least
+
+    def close(self, bound: float, candidate: Candidate) -> None:
+        """Nothing is left of the candidate below the bound, nor beyond its ceiling."""
+        if bound < self.ceiling(candidate):
+            self.closed.append(bound)
+
     def run(self) -> Found | None:
         for group in self.space.groups(self.program):
             for restriction in range(len(self.space.restrictions)):
@@ -168,7 +187,7 @@ class _Search:
         """What fits at a glance, at the smallest micro-batches of all devices and of each alone."""
         groups = self.space.groups(self.program)
         falling = sorted(groups, key=lambda group: (-group.prefill_micro_batch, -group.decode_micro_batch))
-        smallest = {group.devices: group for group in falling}
+        smallest = {(group.devices, group.in_flight): group for group in falling}
         for group, restriction in product(smallest.values(), range(len(self.space.restrictions))):
             item = _Item("group", group, restriction, group.candidate())
             problem = self.problem(item)
@@ -198,30 +217,40 @@ class _Search:
         if not model.is_small:
             self.start(item)
         else:
-            found = model.integral(ORDER_FREE_GAP * self.gap, self.slice(ORDER_FREE_SLICE), self.cutoff)
+            wanted = self.wanted(item.candidate)
+            found = model.integral(ORDER_FREE_GAP * self.gap, self.slice(ORDER_FREE_SLICE), wanted)
             if found.value is None:
-                self.closed += [] if self.cutoff is None else [self.cutoff]
+                self.close(inf if wanted is None else wanted, item.candidate)
                 return
             bound = max(bound, found.value)
             if found.shares is not None:
                 candidate, assignment = self.realise(item, model, found.shares)
                 self.offer(candidate, self.problem(replace(item, candidate=candidate)), assignment)
-        members = teams(self.identical) if len(item.group.devices) > 1 else None
-        if members is None:
-            self.push_orders(bound, item)
-        for team in members or ():
-            self.push(bound, replace(item, level="team", candidate=item.group.candidate(team), all_used=True))
+        self.split_use(bound, item)
+
+    def split_use(self, bound: float, item: _Item) -> None:
+        """By the devices used; of too many teams only what serves with all devices is looked at."""
+        members, in_flight = teams(self.identical), item.group.in_flight
+        if len(item.group.devices) == 1 or (members is None and in_flight in (None, len(item.group.devices))):
+            self.push_orders(bound, replace(item, all_used=in_flight is not None))
+        elif members is None:
+            self.close(bound, item.candidate)
+        for team in members or () if len(item.group.devices) > 1 else ():
+            if in_flight in (None, len(team)):
+                self.push(bound, replace(item, level="team", candidate=item.group.candidate(team), all_used=True))
 
     def start(self, item: _Item) -> None:
         """The plan whose ranges are the best for layers of the average sensitivity, if there is one and it can still win."""
-        model = order_free_model(average_sensitivity(self.problem(item)), self.surroundings(item), ())
+        problem, in_use = average_sensitivity(self.problem(item)), item.group.in_flight
+        model = order_free_model(problem, self.surroundings(item), (), in_use)
         shares = model.integral(self.gap, self.slice(ORDER_FREE_SLICE), None).shares
         if shares is None:
             return
         candidate, ranges = self.realise(item, model, shares)
         problem, rows = self.problem(replace(item, candidate=candidate)), self.rows_of(candidate)
         rows = (*rows, *keep_devices(problem, ranges))
-        solution = solve(problem, gap=self.gap, time_limit_s=self.slice(ORDER_FREE_SLICE), rows=rows, cutoff=self.cutoff)
+        limit, cutoff = self.slice(ORDER_FREE_SLICE), self.wanted(candidate)
+        solution = solve(problem, gap=self.gap, time_limit_s=limit, rows=rows, cutoff=cutoff)
         if solution.assignment is not None:
             self.offer(candidate, problem, solution.assignment)
 
@@ -253,7 +282,7 @@ class _Search:
 
     def solve(self, bound: float, item: _Item) -> None:
         problem, rows = self.problem(item), self.rows_of(item.candidate)
-        limit, cutoff = self.slice(FIRST_SLICE * 2**item.slices), self.cutoff
+        limit, cutoff = self.slice(FIRST_SLICE * 2**item.slices), self.wanted(item.candidate)
         solution = solve(problem, gap=self.gap, time_limit_s=limit, rows=rows, cutoff=cutoff)
         if solution.status == "infeasible":
             return
@@ -262,18 +291,24 @@ class _Search:
         if solution.assignment is not None:
             self.offer(item.candidate, problem, solution.assignment)
         if solution.proven:
-            self.closed.append(bound)
+            self.close(bound, item.candidate)
         else:
             self.push(bound, replace(item, slices=item.slices + 1))
 
     def push(self, bound: float, item: _Item) -> None:
+        if bound > self.ceiling(item.candidate):
+            return
         heappush(self.heap, (bound, -LEVELS.index(item.level), next(self.number), item))
 
     def offer(self, candidate: Candidate, problem: Problem, assignment: Assignment) -> None:
         """Keep the assignment if it is feasible and the best so far."""
         if breaks(problem, self.rows_of(candidate), assignment):
             return
+        if candidate.in_flight not in (None, len(assignment.used_devices)):
+            return
         objective = evaluate(problem, assignment).objective
+        if objective > self.ceiling(candidate):
+            return
         if self.best is None or objective < self.best.objective:
             self.best = Found(candidate, problem, assignment, objective, 0.0, False)
 
@@ -289,7 +324,8 @@ class _Search:
 
     def order_free(self, item: _Item) -> OrderFree:
         """The model of the item's devices in any order."""
-        return order_free_model(self.problem(item), self.surroundings(item), self.rows_of(item.candidate))
+        rows = self.rows_of(item.candidate)
+        return order_free_model(self.problem(item), self.surroundings(item), rows, item.group.in_flight)
 
     def surroundings(self, item: _Item) -> Surroundings:
         opposite = replace(item.candidate, order=item.candidate.order[::-1])

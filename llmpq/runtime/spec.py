@@ -51,7 +51,7 @@ def pipeline_spec(plan: Plan, graph: LayerGraph, compute_dtype: ComputeDtype | N
         devices=tuple(stage.device for stage in plan.stages),
         layers=layers,
         compute_dtype=compute_dtype or plan.compute_dtype,
-        workload=plan.workload,
+        workload=plan.batch,
         prefill_micro_batch=plan.pipeline.prefill_micro_batch,
         decode_micro_batch=plan.pipeline.decode_micro_batch,
         vocab_size=graph.vocab_size,
