@@ -22,10 +22,11 @@ from rich.progress import (
 from rich.table import Table
 
 from llmpq.plan import DeviceMemory, Plan
-from llmpq.printing import format_optimality, format_program, format_quality, format_stage
+from llmpq.printing import format_optimality, format_program, format_quality, format_sizes, format_speed, format_stage
 from llmpq.program import Program
 from llmpq.serialize import to_json
 from llmpq.units import format_bytes, format_seconds
+from llmpq.workload import Serving
 
 ProgressCallback = Any
 PATIENCE_S = 1.0  # of silence before a terminal is told what is going on
@@ -116,13 +117,18 @@ def print_plan(plan: Plan, notices: tuple[str, ...], as_json: bool = False) -> N
         return
     console, prediction, pipeline = stdout(), plan.prediction, plan.pipeline
     console.print(plan_table(plan))
-    console.print(
-        f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} "
-        f"of {plan.workload.batch_size} sequences"
-    )
-    console.print(
-        f"predicted       {plan.tokens_per_s:.4g} tokens/s; prefill {format_seconds(prediction.prefill_s)}, "
-        f"decode {format_seconds(prediction.decode_s)} ({prediction.provenance})"
-    )
+    if isinstance(plan.workload, Serving):
+        what, _, sizes = format_sizes(plan).partition(": ")
+        console.print(f"{what:<15} {sizes}")
+        console.print(f"predicted       {format_speed(plan)} ({prediction.provenance})")
+    else:
+        console.print(
+            f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} "
+            f"of {plan.workload.batch_size} sequences"
+        )
+        console.print(
+            f"predicted       {plan.tokens_per_s:.4g} tokens/s; prefill {format_seconds(prediction.prefill_s)}, "
+            f"decode {format_seconds(prediction.decode_s)} ({prediction.provenance})"
+        )
     console.print(f"quality         {format_quality(plan)}")
     console.print(f"optimality      {format_optimality(plan)}")
