@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -80,7 +81,17 @@ def main() -> None:
         code = 1
     except OSError as error:
         code = _report(error, str(error), 2 if isinstance(error, NAMED_BY_THE_USER) else 1, debug)
+    except Exception as error:
+        # the one place where anything may arrive: a defect of ours, told in a line as all else is
+        code = _report(error, _internal(error), 1, debug)
     sys.exit(code or 0)
+
+
+def _internal(error: Exception) -> str:
+    """What to say of an exception that nobody raised on purpose: what it is, where it comes from, and what to do."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"internal error at {place}: {type(error).__name__}: {error}; --debug shows the traceback, which a report should hold"
 
 
 def _report(error: BaseException, text: str, code: int, debug: bool) -> int:

@@ -13,7 +13,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("cache", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("verify", "printing", "evaluation", "generation", "store"), 1),
-    **dict.fromkeys(("pipeline_text", "passmanager", "backend", "fx", "quantization", "checkpoint", "export"), 2),
+    **dict.fromkeys(("pipeline_text", "passmanager", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
     **dict.fromkeys(("compiler", "compiled", "commands", "cli", "__main__", "__init__"), 5),
