@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
 from llmpq.errors import InputError
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass
@@ -13,7 +14,7 @@ from llmpq.pipelines import Pipelines, names_of, pipelines
 from llmpq.printing import format_program
 from llmpq.program import Program
 from llmpq.suggest import did_you_mean
-from llmpq.workload import Batch
+from llmpq.workload import Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,9 +22,7 @@ _OPTIONS = (
     click.option(
         "--cluster", "-c", "cluster", required=True, metavar="C", help='A cluster file, or "3xT4,1xV100-32", or "local".'
     ),
-    click.option("--batch-size", type=int, default=32, show_default=True, help="Sequences generated together."),
-    click.option("--prompt-len", type=int, default=512, show_default=True, help="Tokens of a prompt."),
-    click.option("--gen-len", type=int, default=100, show_default=True, help="Tokens generated for each."),
+    *WORKLOAD_OPTIONS,
     click.option("--max-ppl-increase", type=float, help="Quality target: 0.02 allows 2 % more perplexity (the default)."),
     click.option("--sensitivity-budget", type=float, help="Quality target in nats per token."),
     click.option("--theta", type=float, help="Instead of a target: seconds per nat per token in the objective."),
@@ -59,7 +58,7 @@ class Planning:
     """The values of the shared options, as the compiler takes them; `last`: the pass to go to where that is beyond the plan."""
 
     cluster: str
-    workload: Batch
+    workload: Workload
     options: PlanningOptions
     observer: Observer
     before: Observer
@@ -73,7 +72,7 @@ class Planning:
         before, after = (_known(flag, values[flag], passes) for flag in ("print_before", "print_after"))
         return Planning(
             cluster=values["cluster"],
-            workload=Batch(values["batch_size"], values["prompt_len"], values["gen_len"]),
+            workload=workload_of(values),
             options=options,
             observer=printer("after", after),
             before=printer("before", before),
