@@ -1,5 +1,6 @@
 """rematerialize: masks, positions and rotary values computed again in every stage, so that only the hidden state is sent."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,8 +33,18 @@ class Rematerialize:
         by_value = _from_ids(graph, module, behind)
         for stage in range(1, len(program.require("plan").stages)):
             _Cloner(stage, graph, behind, by_value).run()
-        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
+
+    def verify(self, program: Program) -> Iterator[str]:
+        entering: dict[int, set[str]] = {stage: set() for stage in range(1, len(program.require("plan").stages))}
+        for node in program.require("graph_module").graph.nodes:
+            for source in node.all_input_nodes:
+                made, read = annotation_of(source), annotation_of(node)
+                if made is not None and read is not None and made.stage != read.stage:
+                    entering[read.stage].add(source.name)
+        for stage, names in entering.items():
+            if len(names) != 1:
+                yield f"{', '.join(sorted(names)) or 'nothing'} enters stage {stage}, expected the hidden state alone"
 
 
 def _from_ids(graph: "Graph", module: "GraphModule", behind: set["Node"]) -> set["Node"]:
