@@ -8,9 +8,15 @@ LOGIT_BYTES = 4  # log-probabilities and sampling work in fp32
 RESIDUAL_COPIES = 4  # residual, its norm in fp32 (two units), the output of the part
 
 
-def kv_cache_bytes(kind: LayerKind, workload: Batch) -> int:
-    """Keys and values of every sequence at its final length, for one layer of this kind; allocated once."""
-    return kind.kv_bytes_per_token * workload.batch_size * workload.kv_len
+def kv_cache_bytes(kind: LayerKind, workload: Batch, block_size: int | None = None) -> int:
+    """Keys and values of every sequence at its final length, for one layer of this kind; allocated once.
+
+    block_size: tokens of a block of an engine with paged attention, which keeps one block to itself.
+    """
+    if block_size is None:
+        return kind.kv_bytes_per_token * workload.batch_size * workload.kv_len
+    blocks = workload.batch_size * -(-workload.kv_len // block_size) + 1
+    return kind.kv_bytes_per_token * blocks * block_size
 
 
 def activation_bytes(graph: LayerGraph, kind: LayerKind, rows: int, tokens: int, context: int) -> int:

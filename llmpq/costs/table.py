@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
@@ -111,7 +112,7 @@ def derive_costs(
         prefill=phase((p for p, _ in pairs), workload.prompt_len, workload.prompt_len, workload.prompt_len),
         decode=phase((d for _, d in pairs), 1, middle, workload.kv_len),
         layer_bytes=tuple(tuple(kind.weight_bytes(precision) for precision in precisions) for kind in graph.kinds),
-        kv_bytes=tuple(kv_cache_bytes(kind, workload) for kind in graph.kinds),
+        kv_bytes=tuple(kv_cache_bytes(kind, workload, page_size(engine, cluster.devices)) for kind in graph.kinds),
         first_bytes=graph.first_bytes,
         last_bytes=graph.last_bytes(with_first=False),
         last_bytes_with_first=graph.last_bytes(with_first=True),
