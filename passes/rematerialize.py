@@ -9,7 +9,7 @@ from llmpq.fx.annotation import KEY, Annotation, annotation_of
 from llmpq.program import Program
 
 if TYPE_CHECKING:
-    from torch.fx import Graph, GraphModule, Node
+    from torch.fx import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Rematerialize:
     provides: ClassVar[tuple[str, ...]] = ("graph_module",)
 
     def apply(self, program: Program) -> Program:
-        from llmpq.fx.graphs import copy_graph, downstream, with_graph
+        from llmpq.fx.graphs import copy_graph, downstream, from_ids, with_graph
 
         module = program.require("graph_module")
         graph = copy_graph(module)
         behind = downstream(graph, frozenset(program.graph.layer_names))
-        by_value = _from_ids(graph, module, behind)
+        by_value = from_ids(graph, module, behind)
         for stage in range(1, len(program.require("plan").stages)):
             _Cloner(stage, graph, behind, by_value).run()
         return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
@@ -45,19 +45,6 @@ class Rematerialize:
         for stage, names in entering.items():
             if len(names) != 1:
                 yield f"{', '.join(sorted(names)) or 'nothing'} enters stage {stage}, expected the hidden state alone"
-
-
-def _from_ids(graph: "Graph", module: "GraphModule", behind: set["Node"]) -> set["Node"]:
-    """The nodes before the layers whose values come from input_ids: the embeddings, but nothing that reads only their shape."""
-    from llmpq.fx.graphs import placeholders, reads_shape_only
-
-    found = {placeholders(graph)["input_ids"]}
-    for node in graph.nodes:
-        if node not in behind and any(
-            source in found and not reads_shape_only(source, node, module) for source in node.all_input_nodes
-        ):
-            found.add(node)
-    return found
 
 
 class _Cloner:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmpq.checkpoint.journal import JOURNAL_FILE
 from llmpq.checkpoint.output_checks import REMEDY, structural_problems
 from llmpq.checkpoint.reader import read_json
 from llmpq.errors import CheckpointError
@@ -13,7 +14,7 @@ from llmpq.serialize import dumps, from_json
 
 MANIFEST_FORMAT = "llmpq-manifest-1"
 MANIFEST_FILE = "manifest.json"
-NOT_LISTED = (MANIFEST_FILE, "build.json", "report.html")
+NOT_LISTED = (MANIFEST_FILE, "build.json", "report.html", JOURNAL_FILE)
 READ_BYTES = 1 << 20
 
 
@@ -25,16 +26,19 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`engines`: engine -> True, or the reason why it does not load the checkpoint."""
+    """`engines`: engine -> True, or the reason why it does not load the checkpoint. `smoothed`: norms whose weights are not the
+    source's, because they took over scales of the w8a8 linears that read them."""
 
     files: Mapping[str, FileEntry]
     engines: Mapping[str, bool | str]
+    smoothed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, directory: Path, engines: Mapping[str, bool | str]) -> "Manifest":
+    def of(cls, directory: Path, engines: Mapping[str, bool | str], smoothed: tuple[str, ...] = ()) -> "Manifest":
         """Reads every file of `directory` once."""
         names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in NOT_LISTED)
-        return cls({name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in names}, engines)
+        files = {name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in names}
+        return cls(files, engines, smoothed)
 
     @classmethod
     def read(cls, out: Path) -> "Manifest":
@@ -46,10 +50,12 @@ class Manifest:
         files, engines = value.get("files"), value.get("engines")
         if not isinstance(files, dict) or not isinstance(engines, dict):
             raise CheckpointError(f"{out / MANIFEST_FILE}: no files or engines; {REMEDY}")
-        return cls({name: from_json(FileEntry, entry, f"{MANIFEST_FILE}.files.{name}") for name, entry in files.items()}, engines)
+        entries = {name: from_json(FileEntry, entry, f"{MANIFEST_FILE}.files.{name}") for name, entry in files.items()}
+        smoothed: tuple[str, ...] = from_json(tuple[str, ...], value.get("smoothed", []), f"{MANIFEST_FILE}.smoothed")
+        return cls(entries, engines, smoothed)
 
     def write(self, directory: Path) -> None:
-        value = {"format": MANIFEST_FORMAT, "files": self.files, "engines": self.engines}
+        value = {"format": MANIFEST_FORMAT, "files": self.files, "engines": self.engines, "smoothed": self.smoothed}
         (directory / MANIFEST_FILE).write_text(dumps(value), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from llmpq.checkpoint.reader import CONFIG_FILE, read_json
 from llmpq.checkpoint.shards import stage_tensors
 from llmpq.precision import Precision
 from llmpq.quantization.packing import suffixes, unpack
-from llmpq.quantization.rounding import quantize_activation_per_token
+from llmpq.quantization.rounding import round_inputs
 
 
 def dequantized_tensors(
@@ -54,8 +54,4 @@ def round_activations(model: nn.Module, precisions: Mapping[str, Precision]) -> 
     """Make every module of 8-bit activations round its input per token."""
     for name, precision in precisions.items():
         if precision.activation_bits == 8:
-            model.get_submodule(name).register_forward_pre_hook(_round_input)
-
-
-def _round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (quantize_activation_per_token(args[0]), *args[1:])
+            model.get_submodule(name).register_forward_pre_hook(round_inputs)

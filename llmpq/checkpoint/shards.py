@@ -2,27 +2,34 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmpq.checkpoint.journal import Journal
 from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linears
 from llmpq.checkpoint.lowering_file import LLMPQS_OWN, Lowering
 from llmpq.checkpoint.manifest import Manifest, check_size, is_output
 from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
+from llmpq.checkpoint.peak_memory import PeakMemory, PeakMeter
 from llmpq.checkpoint.quantization_config import quantization_config
 from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
-from llmpq.checkpoint.replacing import replacing
+from llmpq.checkpoint.replacing import resuming
 from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
-from llmpq.checkpoint.stage_writer import source_bytes, write_stage
+from llmpq.checkpoint.stage_writer import SourceTensors, source_bytes, write_stage
 from llmpq.checkpoint.tensor_file import TensorFile
+from llmpq.checkpoint.work_key import work_key
 from llmpq.errors import CheckpointError, InputError
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
-from llmpq.serialize import dumps
+from llmpq.quantization.layer_quantizer import LayerQuantizer, LayerReport, RoundedLayers
+from llmpq.quantization.quantizers import Gptq, Quantizer, Rounding
+from llmpq.serialize import dumps, from_json, to_json
 
 BUILD_FILE = "build.json"
 ASSETS = (
@@ -38,6 +45,24 @@ ASSETS = (
     "NOTICE*",
 )
 Progress = Callable[[str, int, int], None]
+ROUNDING = Rounding()
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationReport:
+    """What build.json says of quantizing. resumed: layers that an earlier, killed process had finished; seconds: of this one."""
+
+    quantizer: Mapping[str, Any]
+    seconds: float
+    memory: PeakMemory
+    spilled_bytes: int
+    resumed: int
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def smoothed(self) -> tuple[str, ...]:
+        """Norms whose weights are not the source's."""
+        return tuple(name for layer in self.layers for name in layer.smoothed)
 
 
 def write_shards(
@@ -49,26 +74,37 @@ def write_shards(
     assets: Path,
     build: Mapping[str, Any],
     lowering: Lowering = LLMPQS_OWN,
+    quantizer: Quantizer = ROUNDING,
     progress: Progress | None = None,
 ) -> None:
     """Quantize `checkpoint` as `plan` says and write the output directory `out`, all of it or nothing.
 
-    One tensor of the source is in memory at a time. The bytes of every file but build.json depend on checkpoint, graph,
-    plan and assets alone. assets: directory of the tokenizer and generation files. progress: (tensor, source bytes
-    written, source bytes in all). Raises InputError when `out` is something else than an earlier output of llmpq,
-    CheckpointError when the checkpoint does not fit the graph, QuantizationError for a weight that cannot be quantized.
+    One tensor of the source is in memory at a time (rounding), or one layer with its Hessians (GPTQ). The bytes of every file
+    but build.json depend on checkpoint, graph, plan, quantizer and assets alone; a process that was killed is gone on with at
+    the layer where it stopped. assets: directory of the tokenizer and generation files. build: for build.json, to which the
+    quantizer's report is added. progress: (tensor, source bytes written, source bytes in all). Raises InputError when `out` is
+    something else than an earlier output of llmpq, CheckpointError when the checkpoint does not fit the graph,
+    QuantizationError for a weight that cannot be quantized.
     """
     require_original(checkpoint)
     stages = place_tensors(checkpoint.names, graph, plan)
     _require_shapes(checkpoint, graph, plan, stages)
-    with replacing(out, is_output) as directory:
-        _write_stages(directory, checkpoint, stages, compute_dtype(plan), progress)
+    meter, started = PeakMeter(), time.perf_counter()
+    with resuming(out, is_output, work_key(checkpoint, plan, quantizer)) as journal:
+        directory = journal.directory
+        source = SourceTensors(checkpoint, [placement for stage in stages for placement in stage], compute_dtype(plan))
+        resumed = len(journal.finished)
+        layers = layer_quantizer(quantizer, graph, plan, source, directory)
+        _write_stages(journal, source, stages, layers, progress)
+        reports = [from_json(LayerReport, report) for report in journal.finished.values() if report is not None]
+        seconds = round(time.perf_counter() - started, 3)
+        report = QuantizationReport(quantizer.describe(), seconds, meter.read(), layers.spilled_bytes, resumed, tuple(reports))
         _write_json(directory / CONFIG_FILE, _config(checkpoint, graph, plan))
         (directory / PLAN_FILE).write_text(dumps(plan), encoding="utf-8")
-        _write_json(directory / BUILD_FILE, build)
+        _write_json(directory / BUILD_FILE, {**build, "quantization": to_json(report)})
         _copy_assets(assets, directory)
         lowering.write(directory)
-        Manifest.of(directory, loadable_engines(graph, plan, lowering.own_names)).write(directory)
+        Manifest.of(directory, loadable_engines(graph, plan, lowering.own_names), report.smoothed).write(directory)
 
 
 def stage_tensors(out: Path, stage_index: int) -> dict[str, Tensor]:
@@ -95,6 +131,18 @@ def require_original(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.directory}: already quantized; compile the original 16-bit model")
 
 
+def layer_quantizer(
+    quantizer: Quantizer, graph: LayerGraph, plan: Plan, source: SourceTensors, directory: Path
+) -> LayerQuantizer:
+    """What carries out `quantizer` on the layers of a plan; `directory` takes activations that do not fit in memory."""
+    if isinstance(quantizer, Gptq):
+        from llmpq.quantization.calibrated_layers import CalibratedLayers
+
+        precisions = {name: precision for name, _, precision in quantized_linears(graph, plan)}
+        return CalibratedLayers(quantizer, graph, precisions, source, source.dtype, directory)
+    return RoundedLayers(quantizer.clip)
+
+
 def _require_shapes(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan, stages: tuple[tuple[Placement, ...], ...]) -> None:
     sources = {placement.name: placement.sources[0] for stage in stages for placement in stage}
     for name, linear, _ in quantized_linears(graph, plan):
@@ -107,13 +155,14 @@ def _require_shapes(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan, stage
 
 
 def _write_stages(
-    directory: Path,
-    checkpoint: Checkpoint,
+    journal: Journal,
+    source: SourceTensors,
     stages: tuple[tuple[Placement, ...], ...],
-    dtype: torch.dtype,
+    layers: LayerQuantizer,
     progress: Progress | None,
 ) -> None:
     """The files of all stages and their index."""
+    directory, checkpoint = journal.directory, source.checkpoint
     total = sum(source_bytes(checkpoint, placement) for stage in stages for placement in stage)
     done, stored_bytes = 0, 0
     weight_map: dict[str, str] = {}
@@ -126,7 +175,7 @@ def _write_stages(
 
     for index, stage in enumerate(stages):
         file = stage_file(index, len(stages))
-        infos = write_stage(directory / file, checkpoint, stage, dtype, written)
+        infos = write_stage(directory / file, source, stage, layers, journal, written)
         weight_map |= {info.name: file for info in infos}
         stored_bytes += sum(info.nbytes for info in infos)
     index_value = {"metadata": {"total_size": stored_bytes}, "weight_map": dict(sorted(weight_map.items()))}

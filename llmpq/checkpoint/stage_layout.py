@@ -20,13 +20,15 @@ LEGACY_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|\.attn\.attention\.(masked_
 class Placement:
     """Tensors `sources` of the checkpoint, stored as `name`; `precision` None: cast to the compute dtype.
 
-    `experts` > 1: the sources, one after the other, are the rows of [experts, rows, columns].
+    `experts` > 1: the sources, one after the other, are the rows of [experts, rows, columns]. `layer`: whose it is, None for what
+    stands before and behind the layers.
     """
 
     name: str
     sources: tuple[str, ...]
     precision: Precision | None = None
     experts: int = 1
+    layer: int | None = None
 
     @property
     def module(self) -> str:
@@ -55,7 +57,7 @@ def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[
     placed = []
     for stage in plan.stages:
         own = [
-            Placement(name, sources[name], precisions.get(name), experts.get(name, 1))
+            Placement(name, sources[name], precisions.get(name), experts.get(name, 1), layer)
             for layer in stage.layers
             for name in by_layer[layer]
         ]

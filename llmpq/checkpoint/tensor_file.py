@@ -1,7 +1,8 @@
 """TensorFile: one safetensors file, its header parsed and checked, its tensors read or written one at a time."""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -115,10 +116,11 @@ class TensorFileWriter:
     """Writes a safetensors file whose header comes first and whose tensors follow one at a time, in any order.
 
     The bytes depend on the tensors alone: wide types first, so that each is aligned, then the order of `infos`.
-    Use as a context manager; leaving it without an error requires that every tensor was written.
+    Use as a context manager; leaving it without an error requires that every tensor was written. `kept`: tensors that an earlier
+    writer of the same `infos` has written to the file.
     """
 
-    def __init__(self, path: Path, infos: Iterable[TensorInfo]) -> None:
+    def __init__(self, path: Path, infos: Iterable[TensorInfo], kept: Container[str] = ()) -> None:
         ordered = sorted(infos, key=lambda info: -info.dtype.itemsize)
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
@@ -126,13 +128,14 @@ class TensorFileWriter:
         for info in ordered:
             span = [offset, offset + info.nbytes]
             header[info.name] = {"dtype": DTYPE_NAMES[info.dtype], "shape": list(info.shape), "data_offsets": span}
-            self._missing[info.name] = (info, offset)
+            if info.name not in kept:
+                self._missing[info.name] = (info, offset)
             offset += info.nbytes
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % PREFIX_BYTES)
         self.path = path
         self._start = PREFIX_BYTES + len(raw)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if len(self._missing) < len(ordered) else "wb")
         self._file.write(len(raw).to_bytes(PREFIX_BYTES, "little") + raw)
         self._file.truncate(self._start + offset)
 
@@ -142,6 +145,11 @@ class TensorFileWriter:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, announced as {info.dtype} {info.shape}")
         self._file.seek(self._start + offset)
         self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def sync(self) -> None:
+        """What was written so far is on the disk for good."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -62,6 +62,17 @@ def reads_shape_only(source: fx.Node, user: fx.Node, module: nn.Module) -> bool:
     return user.target in (ops.attention_mask, ops.dense_mask) and user.args[1] is source
 
 
+def from_ids(graph: fx.Graph, module: nn.Module, behind: set[fx.Node]) -> set[fx.Node]:
+    """The nodes outside `behind` whose values come from input_ids: the embeddings, but nothing that reads only their shape."""
+    found = {placeholders(graph)["input_ids"]}
+    for node in graph.nodes:
+        if node not in behind and any(
+            source in found and not reads_shape_only(source, node, module) for source in node.all_input_nodes
+        ):
+            found.add(node)
+    return found
+
+
 def placeholders(graph: fx.Graph) -> Mapping[str, fx.Node]:
     """Placeholders by name."""
     return {str(node.target): node for node in graph.nodes if node.op == "placeholder"}

@@ -1,9 +1,10 @@
 """QuantizedWeight: a weight as signed integer codes and scales, and rounding to nearest that makes one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmpq.errors import QuantizationError
 from llmpq.precision import Precision
@@ -38,16 +39,22 @@ def quantize(weight: Tensor, precision: Precision, scale_dtype: torch.dtype = to
     positive values up to half a scale more than that rounding took away. Rows of zeros get the smallest normal scale.
     Raises QuantizationError for a weight that is not a finite float matrix, or whose scale `scale_dtype` cannot hold.
     """
-    _require_matrix(weight, precision)
+    require_quantizable(weight, precision)
     group_size = precision.group_size_for(weight.shape[1])
-    grouped = weight.detach().to(torch.float32).reshape(weight.shape[0], -1, group_size)
-    scale = _scale(grouped.abs().amax(dim=-1), precision.num_bits, scale_dtype)
+    absmax = weight.detach().to(torch.float32).reshape(weight.shape[0], -1, group_size).abs().amax(dim=-1)
+    return round_to(weight, precision, stored_scale(absmax, precision.num_bits, scale_dtype))
+
+
+def round_to(weight: Tensor, precision: Precision, scale: Tensor) -> QuantizedWeight:
+    """The nearest codes on the grid of given scales, [out_features, groups]."""
+    grouped = weight.detach().to(torch.float32).reshape(*scale.shape, -1)
     half = 2 ** (precision.num_bits - 1)
     codes = (grouped / scale.to(torch.float32).unsqueeze(-1)).round_().clamp_(-half, half - 1)
     return QuantizedWeight(precision, codes.flatten(1).to(torch.int8), scale)
 
 
-def _require_matrix(weight: Tensor, precision: Precision) -> None:
+def require_quantizable(weight: Tensor, precision: Precision) -> None:
+    """Raises QuantizationError for a weight that is not a finite float matrix, or a precision without integer codes."""
     if precision.kind != "int":
         raise QuantizationError(f"precision {precision.name!r} has no integer codes; choose w8a8, w8a16, w4a16 or w3a16")
     if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
@@ -57,8 +64,8 @@ def _require_matrix(weight: Tensor, precision: Precision) -> None:
         raise QuantizationError(f"the weight holds {bad} values that are NaN or infinite; repair the source checkpoint")
 
 
-def _scale(absmax: Tensor, num_bits: int, dtype: torch.dtype) -> Tensor:
-    """[out, groups] in `dtype`, positive and finite."""
+def stored_scale(absmax: Tensor, num_bits: int, dtype: torch.dtype) -> Tensor:
+    """The scale that puts `absmax` at the edge of the grid, in `dtype`, positive; QuantizationError when it is not finite."""
     scale: Tensor = (absmax / ((2**num_bits - 1) / 2)).to(dtype)
     if not bool(torch.isfinite(scale).all()):
         raise QuantizationError(f"values up to {float(absmax.max()):.3g} need a scale beyond {dtype}; use bfloat16")
@@ -75,3 +82,8 @@ def quantize_activation_per_token(x: Tensor) -> Tensor:
     scale = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).tiny)
     rounded: Tensor = (wide / scale).round().clamp(-128, 127) * scale
     return rounded.to(x.dtype)
+
+
+def round_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook that rounds the first input of a linear per token."""
+    return (quantize_activation_per_token(inputs[0]), *inputs[1:])
