@@ -1,0 +1,113 @@
+"""Operators of a model: arithmetic and bytes equal to what really runs, in every family."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from llmpq.frontend.build import build_model
+from llmpq.frontend.layer_kinds import kinds_of_layers
+from llmpq.frontend.layer_ops import ModelOps, model_ops
+from llmpq.frontend.tracing import decoder_layers, trace
+from llmpq.graph import Attention
+from llmpq.op_facts import kv_bytes_per_token
+from llmpq.runtime.kv_cache import KvCache
+from tests.tiny_models import CONFIGS, EAGER_ONLY, GQA, tiny_config
+
+LATENT = {
+    **(GQA | {"num_key_value_heads": 4}),
+    **{"q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6},
+    **{"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    **{"first_k_dense_replace": 1, "n_shared_experts": 1},
+}
+FAMILIES: dict[str, PreTrainedConfig] = CONFIGS | {
+    "deepseek_v3": AutoConfig.for_model("deepseek_v3", **LATENT),
+    "gpt_oss": AutoConfig.for_model("gpt_oss", **GQA, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=6),
+}
+SHAPES = [(2, 0, 5), (3, 7, 1), (2, 4, 3)]  # batch, past, tokens
+
+
+def config_of(family: str) -> PreTrainedConfig:
+    return tiny_config(family) if family in CONFIGS else FAMILIES[family]
+
+
+@cache
+def recorded(family: str) -> tuple[ModelOps, dict[str, int]]:
+    """The operators of a tiny model without weights, and the kinds of its layers."""
+    model = build_model(config_of(family))
+    traced = trace(model)
+    kinds = kinds_of_layers(traced, decoder_layers(model))
+    return model_ops(traced, kinds), kinds
+
+
+def real_model(family: str) -> PreTrainedModel:
+    """With weights; experts one by one, attention as products: what a counter of operators understands."""
+    implementation = "eager" if family in (*EAGER_ONLY, "gpt_oss") else "sdpa"
+    config: Any = config_of(family)
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation=implementation, experts_implementation="eager", dtype=torch.float32
+    )
+    built: PreTrainedModel = model.eval()
+    return built
+
+
+def entries(ops: ModelOps, kinds: dict[str, int]) -> dict[int, Attention]:
+    """Cache entries as wide as what the layers write."""
+    return {
+        layer: Attention(1, ops.writes[kind][0].num_kv_heads, ops.writes[kind][0].head_dim, None, ops.writes[kind][1].head_dim)
+        for layer, kind in enumerate(kinds.values())
+    }
+
+
+def counted(traced: nn.Module, kv: KvCache, shape: tuple[int, int, int]) -> FlopCounterMode:
+    """FLOPs of one pass over `tokens` of each of `batch` sequences behind a past of random tokens."""
+    batch, past, tokens = shape
+    ids = torch.randint(3, 60, (batch, past + tokens), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(past + tokens).expand(batch, -1)
+    mask = torch.ones(batch, past + tokens, dtype=torch.long)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if past:
+            traced(ids[:, :past], mask[:, :past], positions[:, :past], kv)
+            kv.advance(past)
+        with FlopCounterMode(display=False) as counter:
+            traced(ids[:, past:], mask, positions[:, past:], kv)
+    return counter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_are_those_that_torch_counts_in_prefill_and_in_decode(family: str) -> None:
+    ops, kinds = recorded(family)
+    traced = trace(real_model(family))
+    for batch, past, tokens in SHAPES:
+        counter = counted(traced, KvCache(entries(ops, kinds), batch, 32, torch.float32), (batch, past, tokens))
+        found = {name: sum(by_op.values()) for name, by_op in counter.get_flop_counts().items()}
+        size = (tokens, past + tokens, batch)
+        layers = {path: ops.kinds[kind].flops(*size) for path, kind in kinds.items()}
+        assert {path: found[f"{type(traced).__name__}.{path}"] for path in kinds} == layers
+        ends = sum(graph.flops(*size) for graph in (ops.first, ops.shared, ops.last))
+        assert counter.get_total_flops() == ends + sum(layers.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_the_parameters_of_real_tensors_each_once(family: str) -> None:
+    ops, kinds = recorded(family)
+    model = real_model(family).to(torch.bfloat16)
+    for path, kind in kinds.items():
+        real = {name: tuple(parameter.shape) for name, parameter in model.get_submodule(path).named_parameters()}
+        assert {weight.name: weight.shape for weight in ops.kinds[kind].weights} == real
+        assert ops.kinds[kind].weight_bytes == sum(p.nbytes for p in model.get_submodule(path).parameters())
+    ends = {weight.name: weight.nbytes for graph in (ops.first, ops.shared, ops.last) for weight in graph.weights}
+    layers = sum(ops.kinds[kind].weight_bytes for kind in kinds.values())
+    assert sum(ends.values()) + layers == sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_grows_by_what_layers_write(family: str) -> None:
+    ops, kinds = recorded(family)
+    kv = KvCache(entries(ops, kinds), batch_size=3, max_len=11, dtype=torch.bfloat16)
+    assert kv.nbytes == 3 * 11 * sum(kv_bytes_per_token(ops.kinds[kind]) for kind in kinds.values())
