@@ -1,4 +1,4 @@
-"""llmpq eval: cross entropy and perplexity of a text."""
+"""llmpq eval: cross entropy and perplexity of a text, and the distance from another model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from llmpq.commands.output import print_json, progress, stdout
 from llmpq.errors import InputError
 
 if TYPE_CHECKING:
-    from llmpq.evaluation import LogProbs
+    from llmpq.evaluation import Evaluation, LogProbs
 
 WINDOW = 512
 
@@ -27,21 +27,29 @@ class Scorer:
 
 @click.command("eval")
 @click.argument("model")
-@click.option("--text", required=True, help="A text file, or one of the bundled texts: calibrate, tune, report.")
-@click.option("--against", help="Another model or compiled output: adds the divergence from it (kl, nats per token).")
 @click.option(
-    "--window",
-    type=click.IntRange(min=2),
-    help=f"Tokens of a window, which moves by half of that; by default {WINDOW}, or what the model takes.",
+    "--text",
+    required=True,
+    help="A text file, a .jsonl file (field text), dataset:NAME[/CONFIG][:SPLIT], or a bundled text: calibrate, tune, report.",
 )
+@click.option("--against", help="Another model or compiled output, for instance the original: adds kl, increase and top1.")
+@click.option("--window", type=click.IntRange(min=2), help=f"Tokens of a window; by default {WINDOW}, or what the model takes.")
+@click.option("--stride", type=click.IntRange(min=1), help="Tokens that a window moves by; by default half a window.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Only the first tokens of the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(model: str, text: str, against: str | None, window: int | None, max_tokens: int | None, as_json: bool) -> None:
-    """Cross entropy and perplexity of MODEL (a compiled output or an original model) over a text."""
-    from llmpq.evaluation import evaluate_text
-    from llmpq.frontend.models import read_text, token_ids
+def command(
+    model: str, text: str, against: str | None, window: int | None, stride: int | None, max_tokens: int | None, as_json: bool
+) -> None:
+    """Cross entropy and perplexity of MODEL (a compiled output or an original model) over a text.
 
-    content, name = read_text(text)
+    Figures come with one standard error, from blocks of neighbouring tokens; that of `increase`, the cross entropy above the
+    other model's, is of the paired difference.
+    """
+    from llmpq.evaluation import evaluate_text
+    from llmpq.frontend.models import token_ids
+    from llmpq.frontend.texts import load_text
+
+    content, name = load_text(text)
     scorers = [scorer(model)] if against is None else [scorer(model), scorer(against)]
     ids = token_ids(scorers[0].tokenizer, content)[:max_tokens]
     if token_ids(scorers[-1].tokenizer, content)[:max_tokens] != ids:
@@ -49,13 +57,31 @@ def command(model: str, text: str, against: str | None, window: int | None, max_
     chosen = min(_window(each, window) for each in scorers)
     other = None if against is None else scorers[1].log_probs
     with progress() as advance:
-        result = evaluate_text(ids, scorers[0].log_probs, other, chosen, lambda done: advance(f"eval {model}", done, len(ids)))
+
+        def tell(done: int) -> None:
+            advance(f"eval {model}", done, len(ids))
+
+        result = evaluate_text(ids, scorers[0].log_probs, other, chosen, tell, stride)
     if as_json:
         print_json(result)
         return
-    figures = f"cross entropy {result.cross_entropy:.4f} nats per token, perplexity {result.perplexity:.3f}"
-    line = f"{model} on {name}: {figures}, {result.tokens} tokens"
-    stdout().print(line + ("" if result.kl is None else f", kl {result.kl:.4f} from {against}"))
+    for line in _lines(model, name, against, result):
+        stdout().print(line)
+
+
+def _lines(model: str, text: str, against: str | None, result: "Evaluation") -> list[str]:
+    figures = f"cross entropy {_figure(result.cross_entropy, result.cross_entropy_error)} nats per token"
+    lines = [f"{model} on {text}: {figures}, perplexity {result.perplexity:.3f}, {result.tokens} tokens"]
+    if result.kl is not None and result.increase is not None and result.top1 is not None:
+        lines.append(
+            f"against {against}: increase {_figure(result.increase, result.increase_error, '+')}, "
+            f"kl {_figure(result.kl, result.kl_error)} nats per token, same likeliest token {result.top1:.2%}"
+        )
+    return lines
+
+
+def _figure(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _window(scorer: Scorer, asked: int | None) -> int:
