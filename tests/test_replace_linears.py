@@ -15,6 +15,7 @@ from llmpq.program import Program
 from llmpq.quantization.packing import pack
 from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from tests.conftest import Golden
 from tests.tiny_models import calls, program_of, run, tiny_config, tiny_model
 
 MIXED = (("16", "w4a16"), ("w8a16", "w8a8"))
@@ -126,3 +127,14 @@ def test_a_quantized_linear_computes_with_the_dequantized_weight(name: str, bias
     rounded = quantize_activation_per_token(x) if precision.activation_bits == 8 else x
     weight = quantize(plain.weight.detach(), precision, torch.float32).dequantize()
     assert torch.equal(linear(x), nn.functional.linear(rounded, weight, plain.bias))
+
+
+def test_the_modules_of_a_mixed_llama_read_like_this(golden: Golden) -> None:
+    stages = lower(program_of(tiny_model("llama"), MIXED)).require("stages")
+    leaves = (
+        f"stage {index} {path}: {module}"
+        for index, stage in enumerate(stages)
+        for path, module in stage.named_modules()
+        if next(module.children(), None) is None
+    )
+    golden("replaced_llama.txt", "\n".join(leaves))

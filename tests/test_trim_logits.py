@@ -8,7 +8,9 @@ import torch
 from llmpq.errors import PassError
 from llmpq.passes.annotate_graph import AnnotateGraph
 from llmpq.passes.trim_logits import TrimLogits
+from llmpq.printing import format_graph_module
 from llmpq.runtime.kv_cache import KvCache, PassingCache
+from tests.conftest import Golden
 from tests.tiny_models import VOCABULARY, program_of, tiny_model
 
 IDS = torch.arange(14).view(2, 7)
@@ -34,6 +36,11 @@ def test_the_new_node_runs_where_the_head_runs() -> None:
     nodes = {node.name: node for node in TrimLogits().apply(program).require("graph_module").graph.nodes}
     assert nodes["wanted_positions"].meta == nodes["lm_head"].meta
     assert nodes["lm_head"].args == (nodes["wanted_positions"],)
+
+
+def test_the_trimmed_graph_of_a_gpt2_reads_like_this(golden: Golden) -> None:
+    program = AnnotateGraph().apply(program_of(tiny_model("gpt2"), (("16",) * 2, ("16",) * 2)))
+    golden("trimmed_gpt2.txt", format_graph_module(TrimLogits().apply(program).require("graph_module")))
 
 
 def test_a_graph_without_the_head_is_refused() -> None:

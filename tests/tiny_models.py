@@ -1,11 +1,11 @@
 """Tiny random models of every family, and programs that place them on CPUs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llmpq.frontend.layer_graph import layer_graph
@@ -89,7 +89,9 @@ def calls(padded: bool, steps: int = 3, batch: int = 3, prompt_len: int = 7) -> 
     return made
 
 
-def run(modules: Sequence[fx.GraphModule], graph: LayerGraph, inputs: Sequence[Call], absent_mask: bool = False) -> list[Tensor]:
+def run(
+    modules: Sequence[Callable[..., Any]], graph: LayerGraph, inputs: Sequence[Call], absent_mask: bool = False
+) -> list[Tensor]:
     """Logits of each call through the modules in sequence, with one cache for the whole run."""
     layers = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
     cache = KvCache(layers, len(inputs[0][0]), 32, torch.float32)
