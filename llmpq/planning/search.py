@@ -8,17 +8,19 @@ from itertools import count, islice, product
 from math import inf
 from typing import Literal
 
-from llmpq.errors import TimeLimitError
+from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, rule_context
 from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
 from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
+from llmpq.planning.quick_bounds import quick_bound
 from llmpq.planning.realise import average_sensitivity, keep_devices, realise
 from llmpq.program import Program
 from llmpq.solver.milp import breaks, relaxation_bound
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.rules import rule_rows
 from llmpq.solver.solve import solve
+from llmpq.workload import Workload
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
@@ -84,6 +86,7 @@ def search(
 
     `gap` and `deadline` (of time.monotonic) are those of the request by default.
     When the time is up before any plan was found: one that fits at a glance, or TimeLimitError when there is none such.
+    Raises InfeasibleError when plans would fit, and none keeps the limits of a serving workload.
     """
     limit = program.request.time_limit_s
     deadline = time.monotonic() + limit if deadline is None else deadline
@@ -92,6 +95,12 @@ def search(
     for candidate, problem, assignment in starts:
         state.offer(candidate, problem, assignment)
     return state.run()
+
+
+def _missed_limits(workload: Workload, factor: float) -> str:
+    limits = [f"{name} of {getattr(workload, f'{name}_s'):g} s" for name in ("ttft", "tpot") if getattr(workload, f"{name}_s")]
+    beyond = f"; every one exceeds a limit by a factor of {factor:.3g} or more" if factor > 1 else ""
+    return f"no plan that fits keeps a {' and a '.join(limits)}{beyond}"
 
 
 Level = Literal["group", "relaxed group", "team", "more orders", "order", "relaxed order"]
@@ -118,6 +127,8 @@ class _Item:
 class _Search:
     """The state of one search: the heap of what may still win, by bound, and the bounds of what was closed.
 
+    missed: the least factor by which what was dropped exceeds the limits of the workload.
+
     A group is bounded by its order-free relaxation, split into teams (devices that are all used), a team into orders; an
     order is bounded by the relaxation of its problem and then solved. Nothing above the incumbent is looked at.
     """
@@ -133,6 +144,7 @@ class _Search:
     closed: list[float] = field(default_factory=list)
     number: "count[int]" = field(default_factory=count)
     rows: dict[Order, tuple[Row, ...]] = field(default_factory=dict)
+    missed: float = inf
 
     @property
     def left(self) -> float:
@@ -154,13 +166,17 @@ class _Search:
 
     def close(self, bound: float, candidate: Candidate) -> None:
         """Nothing is left of the candidate below the bound, nor beyond its ceiling."""
-        if bound < self.ceiling(candidate):
+        ceiling = self.ceiling(candidate)
+        if bound < ceiling:
             self.closed.append(bound)
+        elif ceiling < inf:
+            self.missed = min(self.missed, 1.0)
 
     def run(self) -> Found | None:
         for group in self.space.groups(self.program):
-            for restriction in range(len(self.space.restrictions)):
-                self.push(0.0, _Item("group", group, restriction, group.candidate()))
+            quick = quick_bound(self.program, group)
+            for number, restriction in enumerate(self.space.restrictions if quick < inf else ()):
+                self.push(quick if restriction is unrestricted else 0.0, _Item("group", group, number, group.candidate()))
         timed_out = False
         while self.heap:
             bound, _, _, item = heappop(self.heap)
@@ -178,6 +194,8 @@ class _Search:
             if timed_out:
                 limit = self.program.request.time_limit_s
                 raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
+            if self.missed < inf:
+                raise InfeasibleError((_missed_limits(self.program.request.workload, self.missed),))
             return None
         objective = self.best.objective
         bound = min([*self.closed, objective])
@@ -296,7 +314,9 @@ class _Search:
             self.push(bound, replace(item, slices=item.slices + 1))
 
     def push(self, bound: float, item: _Item) -> None:
-        if bound > self.ceiling(item.candidate):
+        ceiling = self.ceiling(item.candidate)
+        if bound > ceiling:
+            self.missed = min(self.missed, bound / ceiling)
             return
         heappush(self.heap, (bound, -LEVELS.index(item.level), next(self.number), item))
 

@@ -1,0 +1,50 @@
+"""Quick bounds: what a group of serving candidates costs at least, by sums alone."""
+
+from math import fsum, inf
+
+from llmpq.costs import CostTable, PhaseCosts
+from llmpq.plan import SERVED_TOKENS
+from llmpq.planning.candidates import Group, kv_units
+from llmpq.program import Program
+from llmpq.workload import Serving
+
+
+def quick_bound(program: Program, group: Group) -> float:
+    """A lower bound of the objective of every candidate of the group; inf when the memory of its devices is too small.
+
+    Layers are dealt out as fractions, each at its least option, over the devices that are best at it; 0 for a batch.
+    """
+    if not isinstance(program.request.workload, Serving):
+        return 0.0
+    costs: CostTable = program.require("costs")
+    used, step = group.in_flight or 1, costs.phase("decode", group.decode_micro_batch)
+    if _least_bytes(program, group) > _room(program, group, used):
+        return inf
+    layers, kinds = len(program.graph.layer_kind), range(len(program.graph.kinds))
+    per_layer = [min((_fastest(step, kind, device) for kind in kinds), default=inf) for device in group.devices]
+    speeds = sorted((1.0 / seconds if seconds else inf for seconds in per_layer), reverse=True)[:used]
+    together = sum(speeds)
+    slowest = 0.0 if together == inf else layers / together if together else inf
+    trip = layers * min(per_layer)
+    return max(trip, used * slowest) * SERVED_TOKENS / group.candidate().running
+
+
+def _fastest(step: PhaseCosts, kind: int, device: int) -> float:
+    return min((cell for cell in step.layer_s[kind][device] if cell is not None), default=inf)
+
+
+def _least_bytes(program: Program, group: Group) -> float:
+    costs: CostTable = program.require("costs")
+    units = kv_units(program, group.candidate())
+    each = [min(weights) + units * cache for weights, cache in zip(costs.layer_bytes, costs.kv_bytes)]
+    ends = costs.first_bytes + (costs.last_bytes_with_first if len(group.devices) == 1 else costs.last_bytes)
+    return fsum(each[kind] for kind in program.graph.layer_kind) + ends
+
+
+def _room(program: Program, group: Group, used: int) -> float:
+    """Bytes for weights and cache on the largest devices."""
+    costs: CostTable = program.require("costs")
+    phases = (costs.phase("prefill", group.prefill_micro_batch), costs.phase("decode", group.decode_micro_batch))
+    activations = max(phase.activation_bytes for phase in phases)
+    capacities = (program.request.cluster.devices[j].capacity_bytes - activations for j in group.devices)
+    return fsum(sorted(capacities, reverse=True)[:used])
