@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from llmpq.errors import InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
+from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import (
     ModelSource,
     calibration_text,
@@ -100,6 +101,7 @@ def compile(
     planned = time.perf_counter()
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
+    quantizer, program = choose_quantizer(source, source.directory, program, given.quantizer, given.calibration)
     write_shards(
         directory,
         checkpoint,
@@ -107,6 +109,7 @@ def compile(
         program.require("plan"),
         assets=source.directory,
         build=build,
+        quantizer=quantizer,
         lowering=lowering,
         progress=progress,
     )

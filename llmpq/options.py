@@ -12,6 +12,8 @@ from llmpq.program import Target
 if TYPE_CHECKING:
     from llmpq.passmanager import Pass
 
+QUANTIZERS = ("auto", "gptq", "rtn")
+
 
 class PlanningOptions(TypedDict, total=False):
     """The keyword arguments of `llmpq.compile` and `llmpq.compiler.plan`; `Options` has their defaults and meaning."""
@@ -25,6 +27,10 @@ class PlanningOptions(TypedDict, total=False):
     indicator: str
     sensitivity: str | PathLike[str] | None
     calibration: str | PathLike[str] | None
+    tune: str | PathLike[str] | None
+    report: str | PathLike[str] | None
+    quality_check: bool
+    quantizer: str
     assign: str
     pipeline: str | None
     passes: "Sequence[Pass | str]"
@@ -39,7 +45,9 @@ class Options:
 
     precisions: what layers may be kept at, "16,w8a8" or a tuple. constraints: rules such as "layers[0:2].bits >= 8".
     indicator: fisher, variance, hessian, measured, random, prior, or auto: fisher where there are weights, else the prior.
-    sensitivity: a file with a table to use instead. calibration: a text.
+    sensitivity: a file with a table to use instead. calibration: a text. tune, report: texts that the
+    quantized model is measured on; quality_check: whether it is. Bundled texts by default.
+    quantizer: gptq, rtn (round to nearest) or auto: gptq where a tokenizer reads the calibration text.
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
     """
@@ -53,6 +61,10 @@ class Options:
     indicator: str = "auto"
     sensitivity: str | PathLike[str] | None = None
     calibration: str | PathLike[str] | None = None
+    tune: str | PathLike[str] | None = None
+    report: str | PathLike[str] | None = None
+    quality_check: bool = True
+    quantizer: str = "auto"
     assign: str = "assign-joint"
     pipeline: str | None = None
     passes: "Sequence[Pass | str]" = ()
@@ -60,6 +72,8 @@ class Options:
     time_limit_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.quantizer not in QUANTIZERS:
+            raise InputError(f"quantizer {self.quantizer!r} is unknown; known are {', '.join(QUANTIZERS)}")
         if self.pipeline is not None and (self.assign, self.indicator) != ("assign-joint", "auto"):
             raise InputError("--passes excludes --assign and --indicator; name them in it: estimate-sensitivity{indicator=prior}")
         if not 0 <= self.gap < inf:

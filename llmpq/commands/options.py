@@ -30,6 +30,7 @@ _OPTIONS = (
     click.option("--engine", default="local", show_default=True, help="What will run the plan."),
     click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
     click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),
+    click.option("--quantizer", default="auto", show_default=True, help="gptq, rtn (round to nearest) or auto: gptq if it can."),
     click.option(
         "--indicator", default="auto", show_default=True, help="Sensitivity: fisher, variance, hessian, measured, random, prior."
     ),
