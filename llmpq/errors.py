@@ -8,6 +8,7 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 │   └── CheckpointError    a missing, truncated or altered file
 ├── InfeasibleError        exit 3: proven that no plan exists; carries the reasons
 ├── TimeLimitError         exit 4: no plan found within the time limit
+├── QualityError           an explicit quality target that the quantized model breaks
 ├── VerifyError            a value that contradicts itself after a pass
 ├── PassError              a pass that cannot run where it stands
 ├── QuantizationError      a weight that cannot be quantized as asked
@@ -17,7 +18,10 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 Messages name the entity, what was found, what was expected and the remedy, in one line.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from llmpq.planning.fixes import Fix
 
 
 class LlmpqWarning(UserWarning):
@@ -54,17 +58,25 @@ class CheckpointError(InputError):
 
 
 class InfeasibleError(LlmpqError):
-    """No plan exists; `reasons` are sentences in the user's words, the first one the most useful."""
+    """No plan exists; `reasons` are sentences in the user's words, the first one the most useful.
+
+    `fixes`: single changes that make a plan possible, each verified by planning again, where they were looked for.
+    """
 
     exit_code = 3
 
-    def __init__(self, reasons: tuple[str, ...]) -> None:
+    def __init__(self, reasons: tuple[str, ...], fixes: "tuple[Fix, ...]" = ()) -> None:
         super().__init__("no plan exists: " + "; ".join(reasons))
         self.reasons = reasons
+        self.fixes = fixes
 
 
 class TimeLimitError(LlmpqError):
     exit_code = 4
+
+
+class QualityError(LlmpqError):
+    pass
 
 
 class VerifyError(LlmpqError):

@@ -13,7 +13,7 @@ from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.plan import Plan
 from llmpq.planning.baselines import only_option
 from llmpq.planning.candidates import Candidate, build_problem, candidate_groups
-from llmpq.planning.fallback import without_seconds
+from llmpq.planning.fit import without_seconds
 from llmpq.planning.reasons import roomiest
 from llmpq.program import Program, Target
 from llmpq.solver.problem import Assignment, evaluate

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from llmpq.errors import InfeasibleError
+from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.candidates import build_problem
-from llmpq.planning.reasons import reasons, roomiest
-from llmpq.planning.search import EVERYTHING, Found, Restriction, Space, Start, search
+from llmpq.planning.fit import FIT_LIMIT_S, any_plan, least_sensitive
+from llmpq.planning.reasons import reasons
+from llmpq.planning.search import EVERYTHING, Found, Space, Start, search
 from llmpq.program import Program
-from llmpq.solver.problem import Cells, Problem, evaluate
+from llmpq.solver.problem import evaluate
 
-LEAST_GAP = 1e-4  # relative, of the least sensitivity
+BUDGET_SHARE = 0.5  # of the time limit, for plans within a default budget, while there may be none
 BUDGET_SLACK = 5e-4  # relative room above what was found, so that speed can still choose among equals
+
+Explain = Callable[[Program, Space], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,73 +31,58 @@ def search_or_explain(
     program: Program,
     space: Space = EVERYTHING,
     starts: Iterable[Start] = (),
-    explain: Callable[[Program, Space], tuple[str, ...]] = reasons,
+    explain: Explain = reasons,
 ) -> Answer:
     """The best plan of the space within the request's time limit.
 
     When the default budget cannot be met: the fastest plan whose sensitivity is within 0.1 % of the least that fits, with a
     notice. An explicit budget that cannot be met, or a cluster that is too small, raises InfeasibleError with the reasons.
     """
-    target = program.request.target
-    deadline = time.monotonic() + program.request.time_limit_s
-    found = search(program, target.budget, space=space, starts=starts, deadline=deadline)
+    target, limit = program.request.target, program.request.time_limit_s
+    now, demanded = time.monotonic(), program.request.target.budget is None or program.request.target.explicit
+    try:
+        found = _fastest(program, space, target.budget, tuple(starts), now + (limit if demanded else limit * BUDGET_SHARE))
+    except TimeLimitError:
+        if demanded:
+            raise
+        found = None
     if found is not None:
         return Answer(found, target.budget)
     if target.budget is None or target.explicit:
         raise InfeasibleError(explain(program, space))
-    least = _least_sensitive(program, space, deadline)
+    return _least_bad(program, space, target.budget, now + limit, explain)
+
+
+def _least_bad(program: Program, space: Space, missed: float, deadline: float, explain: Explain) -> Answer:
+    """The fastest plan of about the least sensitivity that fits, as the default budget was missed."""
+    halfway = (time.monotonic() + deadline) / 2
+    least = least_sensitive(program, space, halfway)
     if least is None:
         raise InfeasibleError(explain(program, space))
     sensitivity = evaluate(least.problem, least.assignment).sensitivity
     relaxed = sensitivity * (1.0 + BUDGET_SLACK)
-    return Answer(
-        _fastest(program, space, least, relaxed, deadline), relaxed, (_notice(target.budget, sensitivity, least.proven),)
-    )
+    found = search(program, relaxed, space=space, starts=(_start(program, least, relaxed),), deadline=deadline)
+    if found is None:  # a limit of the latency is in the way
+        raise InfeasibleError(explain(program, space))
+    return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven),))
+
+
+def _fastest(program: Program, space: Space, budget: float | None, starts: tuple[Start, ...], deadline: float) -> Found | None:
+    """The fastest plan within the budget, None when there is none: that is asked first, and what answers it is a start."""
+    try:
+        some = any_plan(program, space, budget, min(deadline, time.monotonic() + FIT_LIMIT_S))
+    except TimeLimitError:
+        return search(program, budget, space=space, starts=starts, deadline=deadline)
+    if some is None:
+        return None
+    return search(program, budget, space=space, starts=(*starts, _start(program, some, budget)), deadline=deadline)
+
+
+def _start(program: Program, found: Found, budget: float | None) -> Start:
+    return found.candidate, build_problem(program, found.candidate, budget), found.assignment
 
 
 def _notice(budget: float, sensitivity: float, proven: bool) -> str:
     what = "the plan of least sensitivity that fits" if proven else "the least sensitive plan found in the time limit"
     missed = f"the default quality target of {budget:.4f} nats per token cannot be met on this cluster"
     return f"{missed}; this is {what}, {sensitivity:.4f}"
-
-
-def _least_sensitive(program: Program, space: Space, deadline: float) -> Found | None:
-    """The least sensitive plan, whatever its speed: only sizes whose activations no other pair undercuts can matter."""
-    restrictions = tuple(_without_seconds(restrict) for restrict in space.restrictions)
-    narrowed = replace(space, restrictions=restrictions, accept=roomiest)
-    return search(program, None, space=narrowed, gap=LEAST_GAP, deadline=deadline)
-
-
-def _without_seconds(restrict: Restriction) -> Restriction:
-    return lambda problem: without_seconds(restrict(problem))
-
-
-def _fastest(program: Program, space: Space, least: Found, budget: float, deadline: float) -> Found:
-    """The fastest plan within the budget; the least sensitive one itself if the time is up."""
-    start = (least.candidate, build_problem(program, least.candidate, budget), least.assignment)
-    found = search(program, budget, space=space, starts=(start,), deadline=deadline)
-    assert found is not None  # it starts with one
-    return found
-
-
-def without_seconds(problem: Problem) -> Problem:
-    """The problem whose objective is the sum of sensitivity, in units of the largest."""
-
-    def none(cells: Cells) -> Cells:
-        return tuple(tuple(tuple(None if cell is None else 0.0 for cell in row) for row in kind) for kind in cells)
-
-    nothing = tuple(0.0 for _ in problem.devices)
-    ends = {end: replace(getattr(problem, end), prefill_s=nothing, decode_s=nothing) for end in ("first_stage", "last_stage")}
-    links = tuple(nothing for _ in problem.devices)
-    largest = max((abs(value) for row in problem.sensitivity for value in row), default=0.0) or 1.0
-    return replace(
-        problem,
-        prefill_s=none(problem.prefill_s),
-        decode_s=none(problem.decode_s),
-        link_prefill_s=links,
-        link_decode_s=links,
-        theta=1.0 / largest,
-        sensitivity_budget=None,
-        gen_len=1,
-        **ends,
-    )

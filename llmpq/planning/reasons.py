@@ -8,18 +8,16 @@ from llmpq.planning.candidates import Candidate, Group, build_problem
 from llmpq.planning.search import EVERYTHING, Space, rows_of
 from llmpq.program import Program
 from llmpq.solver.explain import explain_infeasible
-from llmpq.solver.milp import shortage
+from llmpq.solver.milp import Shortage, shortage
 from llmpq.solver.problem import Problem
 
-SHORTAGE_LIMIT_S = 5.0
-
-Shortage = tuple[tuple[str, int], ...]  # (device, bytes short)
+SHORTAGE_LIMIT_S = 2.0
 
 
 def reasons(program: Program, space: Space = EVERYTHING) -> tuple[str, ...]:
     """Devices and bytes short, then a minimal set of demands in conflict; of the candidate that is short of the least."""
-    candidate, problem, _ = nearest(program, space)
-    return explain_infeasible(problem, rows_of(program, candidate), program.request.rules)
+    candidate, problem, short = nearest(program, space)
+    return explain_infeasible(problem, rows_of(program, candidate), program.request.rules, short)
 
 
 def nearest(program: Program, space: Space) -> tuple[Candidate, Problem, Shortage | None]:
@@ -48,7 +46,8 @@ def roomiest(program: Program, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         group
         for number, group in enumerate(groups)
         if not any(
-            other.devices == group.devices and _undercuts(needs[other], needs[group], place < number)
+            (other.devices, other.in_flight) == (group.devices, group.in_flight)
+            and _undercuts(needs[other], needs[group], place < number)
             for place, other in enumerate(groups)
             if place != number
         )

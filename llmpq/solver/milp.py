@@ -20,6 +20,7 @@ GUESS_SHARE = 0.4  # of the time left, so that the last run always has some
 SHORTAGE_GAP = 1e-3  # of the bytes too many: an explanation, not a plan
 EXCESS_SCALE = 1000.0  # of the model's objective, as for memory
 
+Shortage = tuple[tuple[str, int], ...]  # (device, bytes short)
 Builder = Callable[[float], Model]
 Objective = Callable[[Assignment], float]
 
@@ -122,7 +123,7 @@ def relaxation_bound(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s:
     return outcome.bound * model.unit if outcome.status == "optimal" and outcome.bound is not None else 0.0
 
 
-def shortage(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s: float = 10.0) -> tuple[tuple[str, int], ...]:
+def shortage(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s: float = 10.0) -> Shortage:
     """Of the placement with the least bytes too many in all: (device, bytes short) for those short; empty when all fits.
 
     The budget and the rows hold in it. Raises InfeasibleError when they, with use of devices and unsupported cells, admit
@@ -130,7 +131,7 @@ def shortage(problem: Problem, rows: tuple[Row, ...] = (), time_limit_s: float =
     """
     unlimited = with_ample_memory(problem, range(len(problem.devices)))
 
-    def excess(assignment: Assignment) -> tuple[tuple[str, int], ...]:
+    def excess(assignment: Assignment) -> Shortage:
         held = evaluate(problem, assignment).bytes
         used = sorted(assignment.used_devices)
         over = [(problem.devices[device], held[device] - problem.capacity_bytes[device]) for device in used]

@@ -1,0 +1,104 @@
+"""Fixes: what to change in a request that no plan can meet, each change verified by planning again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TypeVar
+
+from llmpq.errors import InfeasibleError, TimeLimitError
+from llmpq.plan import Plan
+from llmpq.planning.changes import Change, ChangeKind, Question, budget_changes, rule_changes, workload_changes
+from llmpq.planning.fit import asked, fits
+from llmpq.planning.hardware_changes import device_changes, engine_changes, memory_changes
+from llmpq.precision import QUANTIZABLE, parse_precision
+from llmpq.program import Program
+from llmpq.sensitivity import SensitivityTable
+
+GAP = 0.01  # relative, of the plans that verify: their speed is told to two digits
+PLAN_LIMIT_S = 1.0  # of one of them
+TIME_LIMIT_S = 10.0  # of all changes: no further question is asked after that
+
+T = TypeVar("T")
+Estimate = Callable[[Program], SensitivityTable | None]  # None: it would take too long for an explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """One change that alone makes a plan possible, and what the plan that it makes possible would do.
+
+    `change` in words, `how` to ask for it; tokens_per_s and sensitivity (nats per token) are predicted.
+    """
+
+    kind: ChangeKind
+    change: str
+    how: str
+    tokens_per_s: float
+    sensitivity: float
+
+
+def find_fixes(program: Program, plan_again: Callable[[Program], Plan], estimate: Estimate) -> tuple[Fix, ...]:
+    """Single changes, those of wishes before those of hardware, for a program with costs and sensitivity but no plan.
+
+    `plan_again` makes the plan of a program whose costs are to be derived anew; a change that it refuses is left out.
+    Nothing for a program that has a plan, such as one whose baseline was asked for and does not fit.
+    """
+    deadline = monotonic() + TIME_LIMIT_S
+
+    def question(asked: Program) -> bool:
+        if monotonic() > deadline:
+            raise TimeLimitError("the time for explanations is up")
+        return fits(asked)
+
+    try:
+        changes = () if question(program) else _changes(program, question, estimate)
+    except TimeLimitError:
+        return ()
+    found = [fix for change, sensitivity in changes for fix in _verified(program, change, sensitivity, plan_again)]
+    engines = sorted((fix for fix in found if fix.kind == "engine"), key=lambda fix: -fix.tokens_per_s)
+    return tuple(fix for fix in found if fix.kind != "engine" or fix == engines[0])
+
+
+def _verified(
+    program: Program, change: Change, sensitivity: SensitivityTable, plan_again: Callable[[Program], Plan]
+) -> Iterator[Fix]:
+    request = replace(change.request, gap=max(GAP, program.request.gap), time_limit_s=PLAN_LIMIT_S)
+    try:
+        plan = plan_again(replace(program, request=request, costs=None, compute_dtype=None, sensitivity=sensitivity))
+    except (InfeasibleError, TimeLimitError):
+        return
+    yield Fix(change.kind, change.words, change.how, plan.tokens_per_s, plan.quality.sensitivity)
+
+
+def _changes(program: Program, fits: Question, estimate: Estimate) -> Iterator[tuple[Change, SensitivityTable]]:
+    """Every change with the sensitivities of its precisions; kinds whose questions take too long are left out."""
+    known = program.require("sensitivity")
+    wishes, hardware = (rule_changes, budget_changes), (workload_changes, engine_changes, device_changes, memory_changes)
+    for kind in wishes:
+        yield from _in_time((change, known) for change in kind(program, fits))
+    yield from _in_time(precision_changes(program, fits, estimate))
+    for kind in hardware:
+        yield from _in_time((change, known) for change in kind(program, fits))
+
+
+def _in_time(changes: Iterator[T]) -> Iterator[T]:
+    try:
+        yield from changes
+    except TimeLimitError:
+        return
+
+
+def precision_changes(program: Program, fits: Question, estimate: Estimate) -> Iterator[tuple[Change, SensitivityTable]]:
+    """One more precision, the most faithful that makes it fit."""
+    request = program.request
+    names = tuple(precision.name for precision in request.precisions)
+    others = sorted((parse_precision(name) for name in QUANTIZABLE if name not in names), key=lambda p: -p.num_bits)
+    for precision in others:
+        changed = replace(request, precisions=(*request.precisions, precision))
+        sensitivity = estimate(replace(program, request=changed, sensitivity=None))
+        if sensitivity is None:
+            return
+        if not fits(asked(replace(program, sensitivity=sensitivity), changed)):
+            continue
+        wanted = ",".join((*names, precision.name))
+        yield Change("precisions", f"{precision.name} allowed as well", f"--precisions {wanted}", changed), sensitivity
+        return
