@@ -15,7 +15,7 @@ from llmpq.checkpoint.reader import read_json
 from llmpq.checkpoint.replacing import replacing
 from llmpq.checkpoint.shards import stage_tensors
 from llmpq.checkpoint.stage_layout import stage_file
-from llmpq.errors import CheckpointError, InputError
+from llmpq.errors import BackendError, CheckpointError, InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.models import load_tokenizer, resolve, token_ids
 from llmpq.generation import OnToken, SamplingParams
@@ -219,6 +219,8 @@ class CompiledModel:
         from llmpq.export.target import find_target, write_export
         from llmpq.fx.annotation import annotation_of
 
+        if own := Lowering.read(self.directory).own_names:
+            raise BackendError(f"{self.directory} cannot be handed to {engine}", (f"it would run without {', '.join(own)}",))
         modules: dict[str, int] = {}
         for node in self.graph_module.graph.nodes:
             placed = annotation_of(node)

@@ -44,7 +44,7 @@ def changed(module: fx.GraphModule, change: Change) -> fx.GraphModule:
 
 
 def node(graph: fx.Graph, target: object) -> fx.Node:
-    return next(found for found in graph.nodes if found.target == target)
+    return {found.target: found for found in graph.nodes}[target]
 
 
 def annotate(target: str, annotation: Annotation | None) -> Change:
@@ -163,5 +163,5 @@ def test_without_rematerialize_the_verifier_never_sees_a_wrong_cut(traced: Progr
 def test_what_a_verifier_says_names_the_pass(traced: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = load_pass("annotate-graph")
     monkeypatch.setattr(cls, "verify", lambda self, program: ["something is off"])
-    with pytest.raises(VerifyError, match="^after pass annotate-graph: something is off$"):
+    with pytest.raises(VerifyError, match=r"^after pass annotate-graph: something is off$"):
         run_passes(traced, parse_pipeline("annotate-graph"))
