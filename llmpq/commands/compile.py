@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_plan, print_program, progress, stdout
 
@@ -30,7 +31,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
         )
         print_program(stopped, as_json)
         return
-    with progress("planning") as advance:
+    with progress("planning") as advance, explained(as_json):
         compiled = compile(
             model,
             planning.cluster,

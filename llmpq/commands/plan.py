@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_plan, print_program, progress
 
@@ -19,7 +20,7 @@ def command(model: str, as_json: bool, **values: Any) -> None:
     from llmpq.compiler import plan
 
     planning = Planning.of(values)
-    with progress("planning"):
+    with progress("planning"), explained(as_json):
         program = plan(
             model,
             planning.cluster,
