@@ -12,11 +12,11 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "units", "suggest", "bundled", "versions", "precision", "graph", "workload", "hardware"), 0),
     **dict.fromkeys(("cache", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
-    **dict.fromkeys(("verify", "printing", "evaluation", "generation", "store"), 1),
+    **dict.fromkeys(("verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),
     **dict.fromkeys(("pipeline_text", "passmanager", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
-    **dict.fromkeys(("compiler", "compiled", "commands", "cli", "__main__", "__init__"), 5),
+    **dict.fromkeys(("compiler", "compiled", "quality_loop", "commands", "cli", "__main__", "__init__"), 5),
 }
 LOWERING = {"passes", "frontend"}
 RUNNING = {"runtime", "backends"}
