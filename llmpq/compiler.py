@@ -82,6 +82,7 @@ def compile(
     from llmpq.checkpoint.replacing import require_replaceable
     from llmpq.checkpoint.shards import require_original, write_shards
     from llmpq.compiled import load
+    from llmpq.quality_loop import carry_out
 
     started = time.perf_counter()
     given = Options(**options)
@@ -101,18 +102,17 @@ def compile(
     planned = time.perf_counter()
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
     build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
-    quantizer, program = choose_quantizer(source, source.directory, program, given.quantizer, given.calibration)
-    write_shards(
-        directory,
-        checkpoint,
-        program.graph,
-        program.require("plan"),
-        assets=source.directory,
-        build=build,
-        quantizer=quantizer,
-        lowering=lowering,
-        progress=progress,
-    )
+    folder = source.directory
+
+    def write(planned: Program) -> Program:
+        quantizer, told = choose_quantizer(source, folder, planned, given.quantizer, given.calibration)
+        plan = planned.require("plan")
+        shared: dict[str, Any] = {"build": build, "quantizer": quantizer, "lowering": lowering, "progress": progress}
+        write_shards(directory, checkpoint, planned.graph, plan, assets=folder, **shared)
+        return told
+
+    assignment = tuple(item for item in passes.planning if "plan" in item.provides)
+    program = carry_out(program, write, assignment, folder, directory, given)
     return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 

@@ -31,6 +31,9 @@ _OPTIONS = (
     click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
     click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),
     click.option("--quantizer", default="auto", show_default=True, help="gptq, rtn (round to nearest) or auto: gptq if it can."),
+    click.option("--tune", type=click.Path(), help="The text on which quality is checked; a bundled one by default."),
+    click.option("--report", type=click.Path(), help="A text measured once, at the end; a bundled one by default."),
+    click.option("--quality-check/--no-quality-check", default=True, help="Measure quality; plan again if it breaks the target."),
     click.option(
         "--indicator", default="auto", show_default=True, help="Sensitivity: fisher, variance, hessian, measured, random, prior."
     ),
