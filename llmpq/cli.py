@@ -99,4 +99,6 @@ def _report(error: BaseException, text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     print("llmpq:", " ".join(text.split()), file=sys.stderr)
+    for line in error.details if isinstance(error, LlmpqError) else ():
+        print(line, file=sys.stderr)
     return code

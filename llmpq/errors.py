@@ -31,6 +31,11 @@ class LlmpqWarning(UserWarning):
 class LlmpqError(Exception):
     exit_code: ClassVar[int] = 1
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Lines that the command line prints below the message."""
+        return ()
+
 
 class InputError(LlmpqError):
     exit_code = 2
@@ -47,6 +52,11 @@ class RuleError(InputError):
         super().__init__(f"constraint {rule!r}, column {column}: {message}")
         self.rule = rule
         self.column = column
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The rule, and a caret under the column."""
+        return (f"  {self.rule}", f"  {' ' * (self.column - 1)}^")
 
 
 class TraceError(InputError):
