@@ -5,7 +5,7 @@ from functools import partial
 
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
-from llmpq.planning.candidates import build_problem, candidate_groups
+from llmpq.planning.candidates import build_problem, candidate_groups, ceiling
 from llmpq.planning.fallback import Answer, search_or_explain
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.reasons import nearest, reasons, roomiest
@@ -80,7 +80,7 @@ def even_split(program: Program) -> Answer:
     """
     target, options = program.request.target, program.require("costs").options
     for option in sorted(range(len(options)), key=lambda b: (_uniform_sensitivity(program, options[b]), b)):
-        feasible = [start for start in even_splits(program, option) if not breaks(start[1], rows_of(program, start[0]), start[2])]
+        feasible = [start for start in even_splits(program, option) if _is_feasible(program, start)]
         if not feasible:
             continue
         candidate, problem, assignment = min(feasible, key=lambda start: evaluate(start[1], start[2]).objective)
@@ -95,13 +95,21 @@ def even_split(program: Program) -> Answer:
     raise InfeasibleError(_no_even_split(program))
 
 
+def _is_feasible(program: Program, start: Start) -> bool:
+    candidate, problem, assignment = start
+    if breaks(problem, rows_of(program, candidate), assignment):
+        return False
+    return evaluate(problem, assignment).objective <= ceiling(program, candidate)
+
+
 def even_splits(program: Program, option: int) -> tuple[Start, ...]:
     """The even split at every pair of micro-batch sizes, at any quality; none where a device would be left without a layer."""
     devices, layers = len(program.request.cluster.devices), program.graph.num_layers
     if layers < devices:
         return ()
     assignment = Assignment(tuple(i * devices // layers for i in range(layers)), (option,) * layers)
-    groups = (group for group in candidate_groups(program) if group.devices == tuple(range(devices)))
+    every = tuple(range(devices))
+    groups = (group for group in candidate_groups(program) if group.devices == every and group.in_flight in (None, devices))
     return tuple((group.candidate(), build_problem(program, group.candidate(), None), assignment) for group in groups)
 
 

@@ -41,7 +41,7 @@ def search_or_explain(
     target, limit = program.request.target, program.request.time_limit_s
     now, demanded = time.monotonic(), program.request.target.budget is None or program.request.target.explicit
     try:
-        found = _fastest(program, space, target.budget, tuple(starts), now + (limit if demanded else limit * BUDGET_SHARE))
+        found = _fastest(program, space, target.budget, tuple(starts), now + limit, 1.0 if demanded else BUDGET_SHARE)
     except TimeLimitError:
         if demanded:
             raise
@@ -67,12 +67,19 @@ def _least_bad(program: Program, space: Space, missed: float, deadline: float, e
     return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven),))
 
 
-def _fastest(program: Program, space: Space, budget: float | None, starts: tuple[Start, ...], deadline: float) -> Found | None:
-    """The fastest plan within the budget, None when there is none: that is asked first, and what answers it is a start."""
+def _fastest(
+    program: Program, space: Space, budget: float | None, starts: tuple[Start, ...], deadline: float, share: float
+) -> Found | None:
+    """The fastest plan within the budget, None when there is none: that is asked first, and what answers it is a start.
+
+    `share` of the time is given to it while there may be none.
+    """
+    now = time.monotonic()
+    doubtful = now + share * (deadline - now)
     try:
-        some = any_plan(program, space, budget, min(deadline, time.monotonic() + FIT_LIMIT_S))
+        some = any_plan(program, space, budget, min(doubtful, now + FIT_LIMIT_S))
     except TimeLimitError:
-        return search(program, budget, space=space, starts=starts, deadline=deadline)
+        return search(program, budget, space=space, starts=starts, deadline=doubtful)
     if some is None:
         return None
     return search(program, budget, space=space, starts=(*starts, _start(program, some, budget)), deadline=deadline)

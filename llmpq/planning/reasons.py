@@ -5,6 +5,7 @@ from dataclasses import replace
 from llmpq.costs import CostTable
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.candidates import Candidate, Group, build_problem
+from llmpq.planning.orders import Order
 from llmpq.planning.search import EVERYTHING, Space, rows_of
 from llmpq.program import Program
 from llmpq.solver.explain import explain_infeasible
@@ -41,17 +42,16 @@ def _shortage(program: Program, candidate: Candidate, problem: Problem) -> Short
 
 def roomiest(program: Program, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """The groups whose activations and logits no other group of the same devices undercuts."""
-    needs = {group: _activations(program, group) for group in groups}
-    return tuple(
-        group
-        for number, group in enumerate(groups)
-        if not any(
-            (other.devices, other.in_flight) == (group.devices, group.in_flight)
-            and _undercuts(needs[other], needs[group], place < number)
-            for place, other in enumerate(groups)
-            if place != number
-        )
-    )
+    alike: dict[tuple[Order, int | None], list[tuple[int, Group, tuple[int, int]]]] = {}
+    for place, group in enumerate(groups):
+        alike.setdefault((group.devices, group.in_flight), []).append((place, group, _activations(program, group)))
+    kept = [
+        (place, group)
+        for several in alike.values()
+        for place, group, needs in several
+        if not any(_undercuts(other, needs, earlier < place) for earlier, _, other in several if earlier != place)
+    ]
+    return tuple(group for _, group in sorted(kept, key=lambda item: item[0]))
 
 
 def _undercuts(a: tuple[int, int], b: tuple[int, int], earlier: bool) -> bool:
