@@ -18,6 +18,7 @@ from llmpq.quantization.layer_quantizer import LayerReport, LayerResult
 from llmpq.quantization.packing import suffixes, unpack
 from llmpq.quantization.quantizers import Gptq
 from llmpq.quantization.rounding import QuantizedWeight, require_quantizable, round_inputs
+from llmpq.quantization.smoothing import smooth
 from llmpq.quantization.streamed_layers import StreamedLayers
 
 FEWEST_TOKENS = 32  # an expert that saw fewer has no Hessian worth the name: its weights are rounded to nearest
@@ -40,6 +41,7 @@ class CalibratedLayers:
         directory: Path,
     ) -> None:
         self._activations = Activations(directory, quantizer.limit_bytes)
+        self._smooth = quantizer.smooth
         self._graph, self._precisions, self._tensors, self._dtype = graph, precisions, tensors, dtype
         names, windows = graph.layer_names, quantizer.windows(graph.max_positions)
         self._run = StreamedLayers(quantizer.graph_module, names, windows, tensors, self._activations, quantizer.device)
@@ -57,8 +59,10 @@ class CalibratedLayers:
         with torch.no_grad():
             self._run.enter(name)
             module = self._run.layer(name, self._tensors)
+            changed = smooth(module, linears, self._run.call, self._run.num_windows, self._dtype) if self._smooth else {}
             _round_activations(module, linears)
-            return self._calibrate(layer, module, linears)
+            smoothed = {f"{name}.{parameter}": value for parameter, value in changed.items()}
+            return self._calibrate(layer, module, linears, smoothed)
 
     def go_on(self, layer: int, stored: Mapping[str, Tensor]) -> None:
         """Runs the layer as stored, for the layers after it; nothing where no layer after it is quantized."""
@@ -80,7 +84,9 @@ class CalibratedLayers:
         paths = {linear.name: f"{name}.{linear.name}" for linear in self._graph.kind_of(layer).linears}
         return {path: self._precisions[full] for path, full in paths.items() if full in self._precisions}
 
-    def _calibrate(self, layer: int, module: nn.Module, linears: Mapping[str, Precision]) -> LayerResult:
+    def _calibrate(
+        self, layer: int, module: nn.Module, linears: Mapping[str, Precision], smoothed: Mapping[str, Tensor]
+    ) -> LayerResult:
         name = self._graph.layer_names[layer]
         groups: dict[str, list[str]] = {}
         for linear in self._graph.kind_of(layer).linears:
@@ -105,7 +111,8 @@ class CalibratedLayers:
                 error += float(factor.loss(stacked - quantized.dequantize()).sum())
                 signal += float(factor.loss(stacked).sum())
             weights |= zip((f"{name}.{member}" for member in members), _rows(quantized, [len(weight) for weight in found]))
-        return LayerResult(weights, {}, LayerReport(layer, error / signal if signal else 0.0, tuple(rounded)))
+        report = LayerReport(layer, error / signal if signal else 0.0, tuple(rounded), tuple(smoothed))
+        return LayerResult(weights, smoothed, report)
 
     def _hessians(self, module: nn.Module, groups: Mapping[str, list[str]]) -> dict[str, Hessian]:
         """Group -> Hessian of the input that its members share, over all windows."""

@@ -30,7 +30,8 @@ class Rounding:
 class Gptq:
     """GPTQ on a text: `count` windows of `window` tokens, spread over it (fewer where it is shorter).
 
-    graph_module: the traced model without weights, its layers as leaves. limit_bytes: of activations in memory.
+    graph_module: the traced model without weights, its layers as leaves. limit_bytes: of activations in memory. smooth: w8a8
+    linears may hand scales to the norm before them.
     """
 
     name: ClassVar[str] = "gptq"
@@ -38,6 +39,7 @@ class Gptq:
     graph_module: fx.GraphModule
     token_ids: tuple[int, ...]
     text_name: str
+    smooth: bool = True
     window: int = WINDOW
     count: int = WINDOWS
     limit_bytes: int = LIMIT_BYTES
@@ -56,7 +58,14 @@ class Gptq:
         """What decides about the result, beside model and plan."""
         digest = hashlib.sha256(json.dumps(self.token_ids).encode()).hexdigest()
         text = {"text": self.text_name, "text_tokens": len(self.token_ids), "text_sha256": digest}
-        return {"quantizer": self.name, **text, "window": self.window, "windows": self.count, "device": str(self.device)}
+        return {
+            "quantizer": self.name,
+            **text,
+            "window": self.window,
+            "windows": self.count,
+            "smooth": self.smooth,
+            "device": str(self.device),
+        }
 
 
 Quantizer = Rounding | Gptq
