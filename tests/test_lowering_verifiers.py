@@ -44,7 +44,8 @@ def changed(module: fx.GraphModule, change: Change) -> fx.GraphModule:
 
 
 def node(graph: fx.Graph, target: object) -> fx.Node:
-    return {found.target: found for found in graph.nodes}[target]
+    found: fx.Node = {each.target: each for each in graph.nodes}[target]
+    return found
 
 
 def annotate(target: str, annotation: Annotation | None) -> Change:
