@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from llmpq.errors import InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
-from llmpq.frontend.models import (
-    ModelSource,
-    calibration_text,
-    has_weights,
-    load_tokenizer,
-    read_utf8,
-    resolve,
-    token_ids,
-)
+from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
+from llmpq.frontend.texts import CALIBRATE, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
@@ -196,8 +189,7 @@ def _calibration(source: ModelSource, options: Options) -> Calibration | None:
         return None
     if not has_weights(source.directory):
         return None
-    text, name = calibration_text(options.calibration)
-    ids = tuple(token_ids(load_tokenizer(source.directory), text))
+    ids, name = read_tokens(source.directory, options.calibration or CALIBRATE)
     if len(ids) < 2:
         raise InputError(f"calibration text {name} has {len(ids)} tokens; at least 2 are needed, some thousands are better")
     return Calibration(source.directory, ids, name)
@@ -213,5 +205,4 @@ def _read_sensitivity(path: Path, program: Program) -> SensitivityTable:
             f"{path}: has {len(table.rows)} layers and options {', '.join(table.options)}; "
             f"expected {program.graph.num_layers} layers and {', '.join(wanted)}"
         )
-    columns = [table.options.index(name) for name in wanted]
-    return replace(table, options=wanted, rows=tuple(tuple(row[c] for c in columns) for row in table.rows))
+    return table.select(wanted)

@@ -17,6 +17,8 @@ from llmpq.commands.output import print_plan, print_program, progress, stdout
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     """Plan, quantize and write MODEL as one shard per device."""
     from llmpq.compiler import compile, plan
+    from llmpq.quality_check import format_check
+    from llmpq.quality_loop import read_check
 
     planning = Planning.of(values)
     if values["stop_after"]:
@@ -45,4 +47,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     print_plan(compiled.plan, compiled.notices, as_json)
     if as_json:
         return
+    check = read_check(out)
+    for line in [] if check is None else format_check(check):
+        stdout().print(f"measured        {line}")
     stdout().print(f"written         {out}; next: llmpq verify {out}, llmpq run {out} --prompt TEXT")
