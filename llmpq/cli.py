@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "compile": "Plan, quantize and write one shard per device.",
     "plan": "Decide the same from config.json alone: no weights.",
     "run": "Generate text with a compiled model.",
+    "sensitivity": "What rounding each layer costs, by an indicator.",
     "eval": "Cross entropy and perplexity of a text.",
     "export": "Hand a compiled model to another engine.",
     "serve": "Serve a compiled model with vLLM.",
