@@ -79,6 +79,7 @@ class CompiledModel:
         import torch
 
         from llmpq.fx.transfers import send_as
+        from llmpq.quantization.quantized_linear import prepare_linears
 
         module: GraphModule = self.program.require("stages")[index]
         found = module.load_state_dict(stage_tensors(self.directory, index), assign=True, strict=False)
@@ -91,7 +92,10 @@ class CompiledModel:
         if self.compute_dtype != self.plan.compute_dtype:
             module.to(getattr(torch, self.compute_dtype))
             send_as(module, getattr(torch, self.compute_dtype))
-        return module.to(self.torch_devices[index]).eval().requires_grad_(False)
+        module.to(self.torch_devices[index])
+        if self.compute_dtype != "float32":
+            prepare_linears(module)
+        return module.eval().requires_grad_(False)
 
     @cached_property
     def torch_devices(self) -> "tuple[torch.device, ...]":

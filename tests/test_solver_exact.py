@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmpq.native import load_library
 from llmpq.solver.exact import answer, native, search, solve
 from llmpq.solver.exact.answer import solve_with
 from llmpq.solver.exact.figures import Figures
@@ -250,11 +251,13 @@ def test_a_changed_source_or_a_new_machine_builds_once_and_a_broken_compiler_is_
 ) -> None:
     c_kernels()
     monkeypatch.setenv("LLMPQ_CACHE", str(tmp_path))
-    built = native._built()
-    assert built is not None and built.parent == tmp_path and [path.name for path in tmp_path.iterdir()] == [built.name]
+    load_library.cache_clear()
+    assert load_library(native.SOURCE, native.FLAGS) is not None
+    (built,) = tmp_path.iterdir()
     stamp = built.stat().st_mtime_ns
-    assert native._built() == built and built.stat().st_mtime_ns == stamp
+    load_library.cache_clear()
+    assert load_library(native.SOURCE, native.FLAGS) is not None
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [stamp]
     changed = tmp_path / "kernels.c"
     changed.write_text("this is no C")
-    monkeypatch.setattr(native, "SOURCE", changed)
-    assert native._built() is None
+    assert load_library(changed, native.FLAGS) is None

@@ -1,10 +1,6 @@
 """Native kernels: the C file, compiled once per machine and version into the user's cache, called through ctypes."""
 
 import ctypes
-import hashlib
-import shutil
-import subprocess
-import tempfile
 from ctypes import Structure, byref, c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmpq.cache import cache_folder
+from llmpq.native import load_library
 from llmpq.solver.exact.kernels import FAR, STEP
 from llmpq.solver.exact.stages import Chains, Stages
 
@@ -25,8 +21,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = ("-O2", "-shared", "-fPIC", "-ffp-contract=off")  # no contraction: the same sums as the Python twin
-COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O2", "-ffp-contract=off")  # no contraction: the same sums as the Python twin
 INTEGERS = ("devices", "layers", "options", "kinds", "overlap", "first", "last")
 ARRAYS = ("kind", "reach", "prefill", "decode", "bytes", "sensitivity", "capacity", "link_prefill", "link_decode", "ends")
 FLAG_ARRAYS = ("allowed", "arcs")
@@ -137,35 +132,11 @@ def _struct(grid: "Grid") -> GridStruct:
 @cache
 def native_kernels() -> NativeKernels | None:
     """The compiled kernels; None where there is no working C compiler."""
-    path = _built()
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:
+    library = load_library(SOURCE, FLAGS)
+    if library is None:
         return None
     for name in ("grid_bound", "ascend_grid", "ascend_items"):
         getattr(library, name).restype = c_double
     library.list_stages.restype = c_int64
     library.best_path.restype = c_int32
     return NativeKernels(library)
-
-
-def _built() -> Path | None:
-    """The shared library in the cache, named after the source and the flags; built when it is not there."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    target = cache_folder() / f"exact-{digest}.so"
-    if target.exists():
-        return target
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        return None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE), "-lm"], check=True, capture_output=True)
-            made.replace(target)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return target

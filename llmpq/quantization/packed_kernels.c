@@ -1,0 +1,217 @@
+/* Products with packed weights, for few tokens, and unpacking for many; one row of the weight is out of one row of the file.
+
+   packed: [rows][row_bytes], a dense stream of b-bit fields from the low end, code + 2^(b-1) each (b is 3, 4 or 8);
+   scale:  [rows][columns / group], bfloat16 or (half != 0) float16;  group % 8 == 0.
+   A group is decoded in an order that vectors write at once, and the caller gives activations in that order: b = 8: as stored;
+   b = 4: all even columns, then all odd ones; b = 3: columns 0 and 1 of every eight, then 2 and 3, and so on. */
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+#include <immintrin.h>
+#define VECTORS 1
+#endif
+
+#define MOST_GROUP 4096
+
+static float float_of(uint16_t bits, int half) {
+    uint32_t wide;
+    float value;
+    if (!half) {
+        wide = (uint32_t)bits << 16;
+    } else {
+        uint32_t exponent = (bits >> 10) & 31, fraction = bits & 1023;
+        if (exponent == 0) {
+            value = (float)fraction / 16777216.0f;
+            return bits & 0x8000 ? -value : value;
+        }
+        wide = (uint32_t)(bits & 0x8000) << 16 | (exponent + 112) << 23 | fraction << 13;
+    }
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+/* out[plane][i] = scale * code of the field i * planes + plane, of one group. */
+static void decode(const uint8_t *stream, int64_t group, int bits, float scale, float *restrict out) {
+    if (bits == 8) {
+        for (int64_t i = 0; i < group; i++) out[i] = scale * (float)((int)stream[i] - 128);
+    } else if (bits == 4) {
+        int64_t half = group / 2;
+        for (int64_t i = 0; i < half; i++) {
+            out[i] = scale * (float)((int)(stream[i] & 15) - 8);
+            out[half + i] = scale * (float)((int)(stream[i] >> 4) - 8);
+        }
+    } else {
+        int64_t eighth = group / 8;
+        uint32_t octet[MOST_GROUP / 8];
+        for (int64_t i = 0; i < eighth; i++)
+            octet[i] = stream[3 * i] | (uint32_t)stream[3 * i + 1] << 8 | (uint32_t)stream[3 * i + 2] << 16;
+        for (int pair = 0; pair < 4; pair++)
+            for (int64_t i = 0; i < eighth; i++) {
+                out[2 * (pair * eighth + i)] = scale * (float)((int)(octet[i] >> (6 * pair) & 7) - 4);
+                out[2 * (pair * eighth + i) + 1] = scale * (float)((int)(octet[i] >> (6 * pair + 3) & 7) - 4);
+            }
+    }
+}
+
+static void dot4(const float *restrict w, const float *restrict x, int64_t stride, int64_t length, float *restrict y) {
+    float a = 0, b = 0, c = 0, d = 0;
+    const float *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
+    for (int64_t i = 0; i < length; i++) {
+        a += w[i] * x[i];
+        b += w[i] * x1[i];
+        c += w[i] * x2[i];
+        d += w[i] * x3[i];
+    }
+    y[0] = a, y[1] = b, y[2] = c, y[3] = d;
+}
+
+static float dot1(const float *restrict w, const float *restrict x, int64_t length) {
+    float sum = 0;
+    for (int64_t i = 0; i < length; i++) sum += w[i] * x[i];
+    return sum;
+}
+
+/* y[row][token] = dequantized row . x[token], for rows first..last - 1; x: [tokens][columns], each group in the order of `decode`;
+   row_scratch: [columns]. */
+void few_tokens(const uint8_t *packed, const uint16_t *scale, int half, const float *x, float *y, float *row_scratch,
+                int64_t columns, int64_t group, int bits, int64_t row_bytes, int64_t tokens, int64_t first, int64_t last) {
+    int64_t groups = columns / group, group_bytes = group * bits / 8, t;
+    for (int64_t row = first; row < last; row++) {
+        for (int64_t g = 0; g < groups; g++)
+            decode(packed + row * row_bytes + g * group_bytes, group, bits, float_of(scale[row * groups + g], half),
+                   row_scratch + g * group);
+        for (t = 0; t + 4 <= tokens; t += 4) dot4(row_scratch, x + t * columns, columns, columns, y + row * tokens + t);
+        for (; t < tokens; t++) y[row * tokens + t] = dot1(row_scratch, x + t * columns, columns);
+    }
+}
+
+static uint32_t rounded(float value) {
+    uint32_t wide;
+    memcpy(&wide, &value, sizeof wide);
+    return (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+}
+
+/* out: [rows][columns] in the order of the columns, rounded to the nearest even bfloat16. */
+void unpack_bfloat16(const uint8_t *packed, const uint16_t *scale, int half, uint16_t *out, int64_t columns, int64_t group, int bits,
+                     int64_t row_bytes, int64_t first, int64_t last) {
+    float values[MOST_GROUP];
+    int64_t groups = columns / group, group_bytes = group * bits / 8;
+    for (int64_t row = first; row < last; row++)
+        for (int64_t g = 0; g < groups; g++) {
+            decode(packed + row * row_bytes + g * group_bytes, group, bits, float_of(scale[row * groups + g], half), values);
+            uint16_t *to = out + row * columns + g * group;
+            if (bits == 8) {
+                for (int64_t i = 0; i < group; i++) to[i] = (uint16_t)rounded(values[i]);
+            } else if (bits == 4) {
+                for (int64_t i = 0; i < group / 2; i++) {
+                    uint32_t pair = rounded(values[i]) | rounded(values[group / 2 + i]) << 16;
+                    memcpy(to + 2 * i, &pair, sizeof pair);
+                }
+            } else {
+                for (int64_t pair = 0; pair < 4; pair++)
+                    for (int64_t i = 0; i < group / 8; i++) {
+                        const float *from = values + 2 * (pair * (group / 8) + i);
+                        uint32_t two = rounded(from[0]) | rounded(from[1]) << 16;
+                        memcpy(to + 8 * i + 2 * pair, &two, sizeof two);
+                    }
+            }
+        }
+}
+
+/* Whether this build has `few_tokens_vectors`, and columns of a group must be a multiple of how many at that width. */
+int vector_columns(int bits) {
+#ifdef VECTORS
+    return bits == 3 ? 128 : 64;
+#else
+    (void)bits;
+    return 0;
+#endif
+}
+
+#ifdef VECTORS
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m512 floats_at(const uint8_t *codes) {
+    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(128)));
+}
+
+/* Codes of 32 columns each, as bfloat16: all that one load of the stream holds. Their columns are `32 * load + apart * part`. */
+INLINE void codes_at(const uint8_t *stream, int bits, int64_t load, __m512i table, __m512bh *codes) {
+    if (bits == 8) {
+        for (int part = 0; part < 2; part++) {
+            const uint8_t *from = stream + 64 * load + 32 * part;
+            codes[part] = _mm512_cvtne2ps_pbh(floats_at(from + 16), floats_at(from));
+        }
+    } else if (bits == 4) {
+        __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(stream + 32 * load)));
+        codes[0] = (__m512bh)_mm512_permutexvar_epi16(_mm512_and_si512(bytes, _mm512_set1_epi16(15)), table);
+        codes[1] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table);
+    } else {
+        const __m512i places = _mm512_set_epi32(0xff2f2e2d, 0xff2c2b2a, 0xff292827, 0xff262524, 0xff232221, 0xff201f1e, 0xff1d1c1b,
+                                                0xff1a1918, 0xff171615, 0xff141312, 0xff11100f, 0xff0e0d0c, 0xff0b0a09, 0xff080706,
+                                                0xff050403, 0xff020100);
+        __m512i bytes = _mm512_maskz_loadu_epi8(0xffffffffffffULL, stream + 48 * load);
+        __m512i octets = _mm512_maskz_permutexvar_epi8(0x7777777777777777ULL, places, bytes);
+        for (int part = 0; part < 4; part++) {
+            __m512i low = _mm512_and_si512(octets, _mm512_set1_epi32(7));
+            __m512i high = _mm512_slli_epi32(_mm512_and_si512(octets, _mm512_set1_epi32(7 << 3)), 13);
+            codes[part] = (__m512bh)_mm512_permutexvar_epi16(_mm512_or_si512(low, high), table);
+            octets = _mm512_srli_epi32(octets, 6);
+        }
+    }
+}
+
+static inline __m512i table_of(int bits) {
+    uint16_t table[32];
+    for (int field = 0; field < 32; field++) table[field] = (uint16_t)rounded((float)((field & ((1 << bits) - 1)) - (1 << (bits - 1))));
+    return _mm512_loadu_si512(table);
+}
+
+/* y[k] of one row for `together` tokens (a constant where it is called). */
+INLINE void row_of(const uint8_t *stream, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns, int64_t group,
+                   int bits, int together, __m512i table) {
+    int64_t parts = bits == 3 ? 4 : 2, loads = group / (32 * parts);
+    int64_t step = bits == 8 ? 64 : 32, apart = bits == 8 ? 32 : group / parts;
+    __m512 sum[4];
+    for (int k = 0; k < together; k++) sum[k] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < columns / group; g++, stream += group * bits / 8) {
+        __m512 part_sum[4];
+        for (int k = 0; k < together; k++) part_sum[k] = _mm512_setzero_ps();
+        for (int64_t load = 0; load < loads; load++) {
+            __m512bh codes[4];
+            codes_at(stream, bits, load, table, codes);
+            for (int64_t part = 0; part < parts; part++) {
+                const uint16_t *at = x + g * group + step * load + apart * part;
+                for (int k = 0; k < together; k++)
+                    part_sum[k] = _mm512_dpbf16_ps(part_sum[k], codes[part], (__m512bh)_mm512_loadu_si512(at + k * columns));
+            }
+        }
+        __m512 s = _mm512_set1_ps(float_of(scale[g], half));
+        for (int k = 0; k < together; k++) sum[k] = _mm512_fmadd_ps(s, part_sum[k], sum[k]);
+    }
+    for (int k = 0; k < together; k++) y[k] = _mm512_reduce_add_ps(sum[k]);
+}
+
+INLINE void rows_of(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns, int64_t group,
+                    int bits, int64_t row_bytes, int64_t tokens, int64_t first, int64_t last) {
+    __m512i table = bits == 8 ? _mm512_setzero_si512() : table_of(bits);
+    for (int64_t row = first; row < last; row++) {
+        const uint8_t *stream = packed + row * row_bytes;
+        const uint16_t *scales = scale + row * (columns / group);
+        int64_t t = 0;
+        for (; t + 4 <= tokens; t += 4)
+            row_of(stream, scales, half, x + t * columns, y + row * tokens + t, columns, group, bits, 4, table);
+        for (; t < tokens; t++)
+            row_of(stream, scales, half, x + t * columns, y + row * tokens + t, columns, group, bits, 1, table);
+    }
+}
+
+/* As `few_tokens`, with bfloat16 activations and products of 32 columns at a time; group a multiple of vector_columns(bits). */
+void few_tokens_vectors(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns,
+                        int64_t group, int bits, int64_t row_bytes, int64_t tokens, int64_t first, int64_t last) {
+    if (bits == 8) rows_of(packed, scale, half, x, y, columns, group, 8, row_bytes, tokens, first, last);
+    else if (bits == 4) rows_of(packed, scale, half, x, y, columns, group, 4, row_bytes, tokens, first, last);
+    else rows_of(packed, scale, half, x, y, columns, group, 3, row_bytes, tokens, first, last);
+}
+#endif
