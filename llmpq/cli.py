@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "serve": "Serve a compiled model with vLLM.",
     "verify": "Check a compiled model's files.",
     "solve": "Solve a bare assignment problem (llmpq-problem-2).",
+    "max-context": "The longest context that fits, and what limits it.",
+    "max-batch": "The largest batch that fits, and what limits it.",
     "devices": "Known device types, and the devices of this machine.",
     "passes": "Known passes.",
     "backends": "Known backends.",
@@ -40,7 +42,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = "list_" + cmd_name if cmd_name in ("passes", "backends", "devices") else cmd_name
-        command: click.Command = import_module(f"llmpq.commands.{module}").command
+        command: click.Command = import_module(f"llmpq.commands.{module.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

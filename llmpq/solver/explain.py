@@ -20,20 +20,27 @@ def explain_infeasible(
     `rows` are those of `rules`, whose texts name them; `short`: what is short at any quality, where that is known already.
     Empty when nothing can be proven to be wrong.
     """
-    return _short(problem, rows, short) + _conflict(problem, rows, rules)
+    return _memory_reasons(problem, rows, short) + _conflict(problem, rows, rules)
 
 
-def _short(problem: Problem, rows: tuple[Row, ...], known: Shortage | None) -> tuple[str, ...]:
-    """Devices short of memory at any quality; if none is, those short at the quality asked for."""
-    asked = problem.sensitivity_budget
+def _memory_reasons(problem: Problem, rows: tuple[Row, ...], known: Shortage | None) -> tuple[str, ...]:
+    found, at_budget = short_devices(problem, rows, known)
+    condition = f" at a quality budget of {problem.sensitivity_budget:.4g} nats per token" if at_budget else ""
+    return tuple(f"{device} is {format_bytes(missing)} short{condition}" for device, missing in found)
+
+
+def short_devices(problem: Problem, rows: tuple[Row, ...], known: Shortage | None) -> tuple[Shortage, bool]:
+    """Devices short of memory at any quality (`known`: found already); if none is, those short at the budget: then True.
+
+    Empty when memory is not what is in the way.
+    """
     try:
         found = shortage(without_budget(problem), rows) if known is None else known
-        condition = ""
-        if not found and asked is not None:
-            found, condition = shortage(problem, rows), f" at a quality budget of {asked:.4g} nats per token"
+        if found or problem.sensitivity_budget is None:
+            return found, False
+        return shortage(problem, rows), True
     except (InfeasibleError, TimeLimitError):
-        return ()  # memory is not what is in the way; the core says what is
-    return tuple(f"{device} is {format_bytes(missing)} short{condition}" for device, missing in found)
+        return (), False
 
 
 def _conflict(problem: Problem, rows: tuple[Row, ...], rules: tuple[Rule, ...]) -> tuple[str, ...]:
