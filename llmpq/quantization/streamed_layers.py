@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from llmpq.errors import QuantizationError
-from llmpq.fx.graphs import downstream, from_ids
+from llmpq.fx.graphs import placeholders, reads_shape_only
 from llmpq.fx.modules import copy_sharing_tensors
 from llmpq.quantization.activations import Activations
 
@@ -30,8 +30,8 @@ class StreamedLayers:
     """Goes through the graph once. For each layer in turn: `enter`, any number of `call`s, `leave`.
 
     module: the traced graph, its parameters without memory; windows: [windows, tokens] token ids; tensors: the model's, by
-    name, read when they are asked for. Everything is computed in fp32 on `device`; what no window decides (masks, rotary
-    values) is computed once.
+    name, read when they are asked for. Everything is computed in fp32 on `device`; what the token ids cannot decide
+    (masks, positions) is computed once.
     """
 
     def __init__(
@@ -45,8 +45,7 @@ class StreamedLayers:
     ) -> None:
         self._module, self._tensors, self._device, self._activations = module, tensors, device, activations
         self._windows = windows
-        behind = downstream(module.graph, frozenset(layer_names))
-        self._by_window = behind | from_ids(module.graph, module, behind)
+        self._by_window = _decided_by_ids(module)
         self._nodes = list(module.graph.nodes)
         self._calls = {str(node.target): i for i, node in enumerate(self._nodes) if node.target in set(layer_names)}
         self._last_use = {source: i for i, node in enumerate(self._nodes) for source in node.all_input_nodes}
@@ -138,6 +137,16 @@ class StreamedLayers:
         if missing:
             raise QuantizationError(f"{path}.{missing[0]} is not in the checkpoint; is config.json of another model?")
         return module.to(self._device).eval().requires_grad_(False)
+
+
+def _decided_by_ids(module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values may depend on the token ids; not those that ask the ids or hidden states for shapes alone."""
+    found = {placeholders(module.graph)["input_ids"]}
+    for node in module.graph.nodes:
+        for source in node.all_input_nodes:
+            if source in found and (node.op == "call_module" or not reads_shape_only(source, node, module)):
+                found.add(node)
+    return found
 
 
 def _wide(tensor: Tensor) -> Tensor:
