@@ -61,9 +61,10 @@ def budget_changes(program: Program, fits: Question) -> Iterator[Change]:
     target = program.request.target
     if target.budget is None or not target.explicit:
         return
-    if not fits(replace(program, request=replace(program.request, target=Target(None)))):
+    at_any_loss = replace(program, request=replace(program.request, target=Target(None)))
+    if not fits(at_any_loss):
         return
-    least = least_loss(program)
+    least = least_loss(at_any_loss)
     if least is None:
         return
     increase = (int(expm1(least) / PER_MILLE) + 1) * PER_MILLE

@@ -42,14 +42,16 @@ def any_plan(program: Program, space: Space, budget: float | None, deadline: flo
 
 
 def least_loss(program: Program, time_limit_s: float = FIT_LIMIT_S) -> float | None:
-    """The least predicted increase of the loss, nats per token, of any plan that fits; None when none does."""
-    found = least_sensitive(program, EVERYTHING, monotonic() + time_limit_s)
+    """The least loss found in time, nats per token, of plans within an explicit budget; None when nothing fits."""
+    target = program.request.target
+    budget = target.budget if target.explicit else None
+    found = least_sensitive(program, EVERYTHING, monotonic() + time_limit_s, budget)
     return None if found is None else evaluate(found.problem, found.assignment).sensitivity
 
 
-def least_sensitive(program: Program, space: Space, deadline: float) -> Found | None:
-    """The least sensitive plan of the space, whatever its speed, not proven when the time is up; None when nothing fits."""
-    some = any_plan(program, space, None, max(deadline, monotonic() + FIT_LIMIT_S))
+def least_sensitive(program: Program, space: Space, deadline: float, budget: float | None = None) -> Found | None:
+    """The least sensitive plan of the space, whatever its speed; unproven when the time is up, None if none keeps the budget."""
+    some = any_plan(program, space, budget, max(deadline, monotonic() + FIT_LIMIT_S))
     if some is None:
         return None
     start = (some.candidate, without_seconds(some.problem), some.assignment)

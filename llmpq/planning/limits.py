@@ -86,9 +86,8 @@ def _in_the_way(program: Program) -> tuple[str, ...]:
     """Devices and bytes short; where memory alone is not, the support of the precisions and the rules are."""
     candidate, problem, short = nearest(program, EVERYTHING)
     found, _ = short_devices(problem, rows_of(program, candidate), short)
-    return tuple(f"{device} is {format_bytes(missing)} short" for device, missing in found) or (
-        "the constraints and the supported precisions",
-    )
+    told = tuple(f"{device} is {format_bytes(missing)} short" for device, missing in found)
+    return told or ("the constraints and the supported precisions",)
 
 
 def _shifted(limit: Limit, tokens: int) -> Limit:
