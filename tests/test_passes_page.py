@@ -24,7 +24,8 @@ from tests.values import two_cpus
 PAGE = ROOT / "docs" / "passes.md"
 START, END = "<!-- the table: tests/test_passes_page.py writes it -->\n", "<!-- end of the table -->"
 CAP = 5.0
-OPTIONS: dict[str, Any] = {"precisions": ("w8a16",), "assign": "assign-even", "indicator": "prior"}
+QUICK: dict[str, Any] = {"indicator": "prior", "quantizer": "rtn", "quality_check": False}
+OPTIONS = QUICK | {"precisions": ("w8a16",), "assign": "assign-even"}
 
 
 def python_blocks() -> list[str]:
@@ -171,10 +172,11 @@ def test_a_lowering_without_stages_is_not_compiled() -> None:
 
 
 def test_the_same_by_the_command_line(home: Path, cli: CommandLine, tmp_path: Path) -> None:
-    options = ("--cluster", "2xCPU", "--batch-size", 2, "--prompt-len", 16, "--gen-len", 8, "--indicator", "prior")
+    options = ("--cluster", "2xCPU", "--batch-size", 2, "--prompt-len", 16, "--gen-len", 8)
+    quick = ("--indicator", "prior", "--quantizer", "rtn", "--no-quality-check")
     pass_of_ours = "soft_cap:SoftCapLogits{cap=5}"
-    done = cli("compile", "demo", *options, "--extra-pass", pass_of_ours, "--json", "-o", tmp_path / "out")
+    done = cli("compile", "demo", *options, *quick, "--extra-pass", pass_of_ours, "--json", "-o", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
     assert Lowering.read(tmp_path / "out").load(tmp_path / "out")[0] == parse_pipeline(pass_of_ours)[0]
-    printed = cli("plan", "demo", *options, "--extra-pass", pass_of_ours, "--stop-after", "soft-cap-logits")
+    printed = cli("plan", "demo", *options, "--indicator", "prior", "--extra-pass", pass_of_ours, "--stop-after", "soft-cap-logits")
     assert printed.code == 0 and "soft_cap = call_function soft_cap(lm_head, 5.0)" in printed.out

@@ -7,11 +7,11 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmpq.cache import cache_folder
 from llmpq.errors import InputError
-from llmpq.frontend.models import ModelSource, build_source, data_path, trace_source
+from llmpq.frontend.models import CONFIG_FILE, ModelSource, build_source, bundled_configurations, data_path, trace_source
 from llmpq.graph import LayerGraph
 from llmpq.serialize import loads, to_json
 
@@ -32,7 +32,7 @@ def layer_graph_of(source: ModelSource) -> LayerGraph:
     if source.config is None:
         return trace_source(source)[1]
     shipped = bundled_graph_path(source.name)
-    if _is_bundled(source.config) and shipped.is_file():
+    if shipped.is_file() and _relevant(source.config) == _relevant(_bundled_config(source.name)):
         return loads(LayerGraph, shipped.read_text(encoding="utf-8"), str(shipped))
     path = cache_folder() / "graphs" / f"{graph_key(source.config)}.json"
     if path.is_file():
@@ -62,19 +62,24 @@ def format_layer_graph(graph: LayerGraph) -> str:
 
 def graph_key(config: Path) -> str:
     """A digest of what a layer graph depends on: the configuration, the libraries' versions, the sources of the tracer."""
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{config}: is not JSON: {error}") from error
-    relevant = {key: value for key, value in values.items() if key not in _WITHOUT_EFFECT} if isinstance(values, dict) else values
-    digest = sha256(json.dumps([FORMAT, relevant, [version(name) for name in _LIBRARIES]], sort_keys=True).encode())
+    versions = [version(name) for name in _LIBRARIES]
+    digest = sha256(json.dumps([FORMAT, _relevant(config), versions], sort_keys=True).encode())
     for path in sorted(found for pattern in _TRACERS for found in data_path().parent.glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
 
-def _is_bundled(config: Path) -> bool:
-    return config.is_relative_to(data_path())
+def _relevant(config: Path) -> Any:
+    """What the configuration says of the architecture: a compiled model has that of the model that it was made from."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config}: is not JSON: {error}") from error
+    return {key: value for key, value in values.items() if key not in _WITHOUT_EFFECT} if isinstance(values, dict) else values
+
+
+def _bundled_config(name: str) -> Path:
+    return bundled_configurations().get(name, data_path("models", name, CONFIG_FILE))
 
 
 def _store(path: Path, text: str) -> None:
