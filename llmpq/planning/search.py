@@ -41,7 +41,8 @@ def unrestricted(problem: Problem) -> Problem:
 class Space:
     """What is searched: all devices `together` or each alone only, every problem under each of the restrictions.
 
-    Not `limited`: the limits of a serving workload are ignored, as where the objective is not its seconds.
+    Restrictions take options or bytes away. Not `limited`: the limits of a serving workload are ignored, and restrictions may
+    make any objective of the seconds.
     """
 
     together: bool = True
@@ -175,8 +176,8 @@ class _Search:
     def run(self) -> Found | None:
         for group in self.space.groups(self.program):
             quick = quick_bound(self.program, group)
-            for number, restriction in enumerate(self.space.restrictions if quick < inf else ()):
-                self.push(quick if restriction is unrestricted else 0.0, _Item("group", group, number, group.candidate()))
+            for restriction in range(len(self.space.restrictions) if quick < inf else 0):
+                self.push(quick if self.space.limited else 0.0, _Item("group", group, restriction, group.candidate()))
         timed_out = False
         while self.heap:
             bound, _, _, item = heappop(self.heap)
