@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llmpq.checkpoint.replacing import replacing
+from llmpq.checkpoint.journal import Journal
+from llmpq.checkpoint.replacing import replacing, resuming
 from llmpq.errors import InputError
 
 
@@ -57,3 +58,54 @@ def test_the_earlier_directory_comes_back_when_the_last_step_fails(tmp_path: Pat
     with pytest.raises(OSError, match="disk full"):
         fill(tmp_path / "out", "two")
     assert (tmp_path / "out" / "file").read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def left_behind(out: Path, key: str, text: str = "half") -> Path:
+    """What a process leaves that was killed while it wrote."""
+    partial = out.parent / f".{out.name}.partial-{key}"
+    partial.mkdir()
+    journal = Journal.open(partial)
+    assert journal is not None
+    journal.add(0, text)
+    journal.close()
+    (partial / "file").write_text(text)
+    return partial
+
+
+def test_what_a_killed_process_left_under_the_same_key_is_gone_on_with_and_the_rest_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left_behind(out, "same")
+    left_behind(out, "other")
+    left_behind(tmp_path / "out2", "same")
+    with resuming(out, lambda _: True, "same") as journal:
+        assert journal.finished == {0: "half"} and (journal.directory / "file").read_text() == "half"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial-same", ".out2.partial-same"]
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_what_a_living_process_writes_is_left_alone_and_its_key_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    partial = left_behind(out, "other")
+    living = Journal.open(partial)
+    assert living is not None
+    with resuming(out, lambda _: True, "same"):
+        assert partial.is_dir()
+    with (
+        pytest.raises(InputError, match="out: another process is writing it; wait for it"),
+        resuming(out, lambda _: True, "other"),
+    ):
+        pass
+    assert (partial / "file").is_file()
+    living.close()
+
+
+def test_an_output_that_was_moved_away_when_its_replacement_was_killed_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, "one")
+    out.rename(tmp_path / ".out.replaced-123")
+    with pytest.raises(ValueError), resuming(out, lambda _: True, "key"):
+        raise ValueError
+    assert (out / "file").read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / ".out.replaced-123").mkdir()
+    fill(out, "two")
+    assert (out / "file").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["out"]
