@@ -8,9 +8,10 @@ import torch
 from llmpq.frontend.models import data_path, resolve, trace_source
 from llmpq.graph import LayerGraph
 from llmpq.precision import PRECISIONS
+from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import fake_quantized, quantizable_linears
 from llmpq.quantization.original import load_original
-from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from llmpq.quantization.rounding import quantize_activation_per_token
 
 DIRECTORY = data_path("models", "demo")
 
@@ -30,7 +31,7 @@ def test_layers_are_rounded_inside_the_block_and_restored_exactly(option: str, g
     with torch.inference_mode():
         plain, beside = linear(x), other(x)
         with fake_quantized(model, graph, {3: precision, 5: PRECISIONS["16"]}):
-            weight = quantize(before["model.layers.3.mlp.up_proj.weight"], precision).dequantize()
+            weight = quantize_clipped(before["model.layers.3.mlp.up_proj.weight"], precision).dequantize()
             seen = quantize_activation_per_token(x) if precision.activation_bits == 8 else x
             assert torch.equal(linear(x), torch.nn.functional.linear(seen, weight))
             assert torch.equal(other(x), beside)

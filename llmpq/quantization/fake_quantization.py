@@ -1,4 +1,4 @@
-"""Fake quantization: layers of a model rounded to a precision and kept in floating point, to see what that does."""
+"""Fake quantization: layers of a model rounded as `rtn` does it but kept in floating point, to see what that does."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from llmpq.graph import LayerGraph, Linear
 from llmpq.precision import Precision
-from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from llmpq.quantization.clipping import quantize_clipped
+from llmpq.quantization.rounding import quantize_activation_per_token
 
 
 def quantizable_linears(graph: LayerGraph) -> Iterator[tuple[int, str, Linear]]:
@@ -36,7 +37,7 @@ def fake_quantized(model: nn.Module, graph: LayerGraph, precisions: Mapping[int,
                 continue
             weight = weight_of(model, path)
             kept.append((weight, weight.clone()))
-            weight.copy_(quantize(weight, precision).dequantize())
+            weight.copy_(quantize_clipped(weight, precision).dequantize())
             if precision.activation_bits < 16:
                 handles.append(model.get_submodule(path).register_forward_pre_hook(_round_inputs))
         yield

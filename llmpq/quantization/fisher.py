@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from llmpq.precision import Precision
+from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
 from llmpq.quantization.output_noise import Noise, layer_output
-from llmpq.quantization.rounding import quantize, quantize_activation_per_token
+from llmpq.quantization.rounding import QuantizedWeight, quantize_activation_per_token
 from llmpq.quantization.scoring import Measurements
 
 SEED = 0
@@ -28,13 +29,18 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
     model.requires_grad_(False)
     totals = {precision.name: [0.0] * graph.num_layers for precision in precisions}
     draw = torch.Generator().manual_seed(SEED)
+    rounded = {
+        (path, precision): quantize_clipped(weight_of(model, path), precision)
+        for _, path, _ in quantizable_linears(graph)
+        for precision in precisions
+    }
     for window in measured.windows:
         seen = _backward(model, [path for _, path, _ in quantizable_linears(graph)], graph.layer_names[0], window, draw)
         for precision in precisions:
             products: dict[int, Tensor] = {}
             for layer, path, _ in quantizable_linears(graph):
                 if path in seen:
-                    product = _felt(weight_of(model, path), *seen[path], precision)
+                    product = _felt(weight_of(model, path), rounded[path, precision], *seen[path])
                     products[layer] = products[layer] + product if layer in products else product
             for layer, product in products.items():
                 totals[precision.name][layer] += float(product.square().mean()) / 2 / len(measured.windows)
@@ -42,13 +48,12 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
     return {name: Noise(tuple(layers), seconds) for name, layers in totals.items()}
 
 
-def _felt(weight: Tensor, inputs: Tensor, gradient: Tensor, precision: Precision) -> Tensor:
+def _felt(weight: Tensor, rounded: QuantizedWeight, inputs: Tensor, gradient: Tensor) -> Tensor:
     """g . n of every token, [tokens]: n = W_q x_q - W x."""
-    rounded = quantize(weight, precision).dequantize()
-    if precision.activation_bits < 16:
-        noise = quantize_activation_per_token(inputs) @ rounded.T - inputs @ weight.T
+    if rounded.precision.activation_bits < 16:
+        noise = quantize_activation_per_token(inputs) @ rounded.dequantize().T - inputs @ weight.T
     else:
-        noise = inputs @ (rounded - weight).T
+        noise = inputs @ (rounded.dequantize() - weight).T
     return (gradient * noise).sum(-1)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from llmpq.precision import Precision
+from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
-from llmpq.quantization.rounding import quantize
 from llmpq.quantization.scoring import Measurements
 
 Energy = Callable[[Tensor], float]  # matrix M [rows, in_features] -> E|M x|^2, or an estimate of it
@@ -103,7 +103,7 @@ def noise_to_signal(weight: Tensor, inputs: Tensor, energy: Energy, precision: P
     """E|dW x|^2 / E|W x|^2 of one linear; rounded activations add their own noise. 0 at 16 bits."""
     if not precision.is_quantized:
         return 0.0
-    noise = energy(weight - quantize(weight, precision).dequantize())
+    noise = energy(weight - quantize_clipped(weight, precision).dequantize())
     if precision.activation_bits < 16:
         # a token's scale is its largest magnitude over 127; rounding is uniform within it
         scale = inputs.abs().amax(-1) / 127

@@ -9,7 +9,15 @@ from llmpq.checkpoint.reader import Checkpoint
 from llmpq.store import Store
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weight file, spread evenly: two trainings of one model differ nearly everywhere
-DECIDING = ("fake_quantization", "fisher", "output_noise", "prefix", "rounding", "scoring")  # modules that figures depend on
+DECIDING = (
+    "clipping",
+    "fake_quantization",
+    "fisher",
+    "output_noise",
+    "prefix",
+    "rounding",
+    "scoring",
+)  # modules that figures depend on
 
 
 def score_store(checkpoint: Checkpoint, token_ids: Sequence[int]) -> Store:
