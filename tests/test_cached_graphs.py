@@ -79,7 +79,7 @@ def test_another_version_traces_again(traces: list[str], directory: Path, monkey
     assert graph_key(config) != before
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "[1, 2"])
+@pytest.mark.parametrize("content", ["", '{"model": 3}'])
 def test_a_file_that_cannot_be_read_is_traced_again_and_replaced(traces: list[str], directory: Path, content: str) -> None:
     source = resolve(directory, weights=False)
     found = layer_graph_of(source)
