@@ -1,9 +1,10 @@
-"""LayerGraph: a causal language model as embedding, decoder layers and head, without torch."""
+"""LayerGraph: a language model as embedding, layers and head, without torch."""
 
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from llmpq.op_graph import OpGraph
 from llmpq.precision import Precision
 
 Part = Literal["attention", "mlp"]
@@ -56,22 +57,37 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Heads of one layer; `window` is the length of a sliding window, None for full attention."""
+    """Heads of one layer and what it caches of each token: nothing where `num_kv_heads` is 0 (encoders).
+
+    `window` is the length of a sliding window, None for full attention. Latent attention (MLA) caches values of another
+    size than keys: `value_head_dim`, None where both have `head_dim`. Sparse attention (DSA) also caches an index key of
+    `index_dim` for each token.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    value_head_dim: int | None = None
+    index_dim: int = 0
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim if self.value_head_dim is None else self.value_head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What structurally equal layers have in common; `other_parameters` counts norms, routers and the like."""
+    """What structurally equal layers have in common; `other_parameters` counts norms, routers and the like.
+
+    ops: the operators of one layer, which latencies are made of; parameters are named relative to the layer, as linears are
+    """
 
     name: str
     linears: tuple[Linear, ...]
     other_parameters: int
     attention: Attention
+    ops: OpGraph = OpGraph()
 
     @property
     def is_quantizable(self) -> bool:
@@ -79,8 +95,9 @@ class LayerKind:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token of one sequence."""
-        return 2 * self.attention.num_kv_heads * self.attention.head_dim * FLOAT_BYTES
+        """Bytes of keys, values and index keys of one token of one sequence."""
+        attention = self.attention
+        return (attention.num_kv_heads * (attention.head_dim + attention.value_dim) + attention.index_dim) * FLOAT_BYTES
 
     @property
     def parameters(self) -> int:
@@ -96,8 +113,12 @@ class LayerKind:
 class LayerGraph:
     """The outer graph: what stands before the layers, the layers by kind, what stands after them.
 
-    `first` is owned by the first stage (embeddings), `last` by the last (final norm, head). With `tied_head` set, the
-    head's weight is that parameter of `first` and is not in `last`; a last stage elsewhere holds a copy of it.
+    `first` is owned by the first stage (embeddings), `last` by the last (final norm, head). `head` is the path of the linear
+    behind the layers, "" where there is none. With `tied_head` set, the head's weight is that parameter of `first` and is not
+    in `last`; a last stage elsewhere holds a copy of it.
+
+    first_ops, last_ops: the operators that make the hidden state, and the logits from it; shared_ops: masks, positions, rotary
+    values, made once in every stage for all its layers.
     """
 
     model: str
@@ -112,6 +133,9 @@ class LayerGraph:
     last: tuple[Parameter, ...]
     head: str
     tied_head: str | None
+    first_ops: OpGraph = OpGraph()
+    shared_ops: OpGraph = OpGraph()
+    last_ops: OpGraph = OpGraph()
 
     @property
     def num_layers(self) -> int:
@@ -119,6 +143,11 @@ class LayerGraph:
 
     def kind_of(self, layer: int) -> LayerKind:
         return self.kinds[self.layer_kind[layer]]
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model continues texts: it caches keys and values. False for encoders."""
+        return any(kind.attention.num_kv_heads for kind in self.kinds)
 
     @property
     def parameters(self) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpq.costs import activation_bytes, derive_costs, kv_cache_bytes, layer_latency_s
@@ -29,6 +29,7 @@ def test_activations_grow_with_rows_tokens_and_context(rows: int, tokens: int, p
     assert here <= activation_bytes(graph, kind, rows, tokens, tokens + past + 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 16), st.integers(1, 64), st.sampled_from(["16", "w8a8", "w8a16", "w4a16"]))
 def test_latency_grows_with_rows_tokens_and_context(rows: int, tokens: int, precision: str) -> None:
     device, kind = two_cpus().devices[0], llama_kind()

@@ -33,7 +33,7 @@ def test_the_graph_counts_every_parameter_of_the_model_once(family: str) -> None
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_model_with_weights_gives_the_same_graph_and_keeps_no_hook(family: str) -> None:
-    model = tiny_model(family, "eager")
+    model = tiny_model(family)
     graph = layer_graph(model, trace(model), family)
     assert graph == graph_of(family)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import combinations_with_replacement, pairwise, permutations, product
 from math import inf, isclose
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 import llmpq.costs.serving
 from llmpq.costs import CostTable, ServingStep
-from llmpq.costs.latency import attention_layer_s, embedding_latency_s, head_latency_s, linear_latency_s
+from llmpq.costs.latency import embedding_latency_s, head_latency_s
+from llmpq.costs.op_latency import attention_s, of_batch, products_s, streams_s
 from llmpq.errors import InfeasibleError, InputError
 from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.plan import SERVED_TOKENS, Optimality, Plan
@@ -156,11 +158,13 @@ def test_a_mixed_step_costs_its_linears_once_and_both_kinds_of_attention() -> No
     for phase in costs.decode:
         prompts = phase.micro_batch / workload.gen_len  # finished per step, followed by as many prompts
         tokens = -(-phase.micro_batch * (workload.gen_len + workload.prompt_len) // workload.gen_len)
-        linears = sum(linear_latency_s(device, linear, precision, tokens, dtype, engine) for linear in kind.linears)
+        mixed = of_batch(tokens, tokens, 1)
+        linears = products_s(device, kind.ops, kind.linears, precision, mixed, dtype, engine)
         context = workload.prompt_len + workload.gen_len // 2
-        decode = attention_layer_s(device, kind.attention, phase.micro_batch, 1, context, dtype)
-        prefill = attention_layer_s(device, kind.attention, 1, workload.prompt_len, workload.prompt_len, dtype)
-        expected = linears + decode + prompts * prefill + device.type.overhead_s / device.speed
+        decode = attention_s(device, kind.ops, None, phase.micro_batch, 1, context, dtype)
+        prefill = attention_s(device, kind.ops, None, 1, workload.prompt_len, workload.prompt_len, dtype)
+        streams = streams_s(device, kind.ops, mixed, dtype)
+        expected = linears + decode + prompts * prefill + streams + device.type.overhead_s / device.speed
         assert isclose(phase.layer_s[0][0][0], expected, rel_tol=1e-12)
         assert phase.first_s[0] == embedding_latency_s(device, graph, tokens, dtype)
         rows = phase.micro_batch + -(-phase.micro_batch // workload.gen_len)
@@ -205,8 +209,11 @@ def test_one_sequence_has_room_for_its_longest_request() -> None:
 def test_a_trace_is_met_as_a_simulation_of_its_lives_meets_it(rows: list[tuple[float, int, int]]) -> None:
     requests = [Arrival(*row) for row in rows]
     workload = serving_of(requests, rate_per_s=2.0)
-    held = [request.prompt_len + token + 0.5 for request in requests for token in range(request.gen_len)]
-    assert isclose(workload.resident_tokens, sum(held) / len(held))
+    parts = 64
+    held = [r.prompt_len + (part + 0.5) / parts for r in requests for part in range(r.gen_len * parts)]
+    assert isclose(workload.resident_tokens, fmean(held))
+    assert workload.cached_tokens_std is not None
+    assert isclose(workload.cached_tokens_std, pstdev(held), rel_tol=1e-3)
     assert workload.longest == max(request.prompt_len + request.gen_len for request in requests)
 
 
@@ -293,3 +300,15 @@ def test_traces_are_read_for_a_workload(tmp_path: Path) -> None:
         workload_of({**values, "prefix_hits": None, "trace": None})
     with pytest.raises(InputError, match="--batch-size is of a batch, --rate, --ttft of serving"):
         workload_of({**values, "batch_size": 4, "rate": 1.0, "prefix_hits": None, "trace": None})
+
+
+def test_a_rate_beyond_the_capacity_is_said_and_theta_is_refused() -> None:
+    program, plan = a_plan()
+    asked = replace(program.request, workload=replace(program.request.workload, rate_per_s=plan.load.requests_per_s * 2))
+    result = run_passes(replace(program, request=asked), parse_pipeline("assign-joint"))
+    assert any("requests will queue" in notice for notice in result.notices)
+    easy = replace(program.request, workload=replace(program.request.workload, rate_per_s=plan.load.requests_per_s / 2))
+    assert run_passes(replace(program, request=easy), parse_pipeline("assign-joint")).notices == program.notices
+    weighed = replace(program, request=replace(program.request, target=Target(budget=None, theta=1.0, explicit=True)))
+    with pytest.raises(InputError, match="theta weighs the seconds of a batch"):
+        search(weighed, None)

@@ -5,6 +5,7 @@ from llmpq.hardware.cluster import Cluster
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.workload import Batch
+from tests.hand_made_ops import first_ops, last_ops, layer_ops
 
 WORKLOAD = Batch(8, 64, 32)
 TWO_PERCENT = Target()
@@ -41,6 +42,7 @@ def llama_kind(hidden: int = 128, kv_heads: int = 1, ffn: int = 256, head_dim: i
         ),
         2 * hidden,
         Attention(hidden // head_dim, kv_heads, head_dim, window),
+        layer_ops(hidden, kv_heads, ffn, head_dim),
     )
 
 
@@ -61,6 +63,8 @@ def llama_graph(num_layers: int = 4, hidden: int = 128, vocab: int = 512, tied: 
         last=(Parameter("model.norm.weight", (hidden,)), *head),
         head="lm_head",
         tied_head=embedding.name if tied else None,
+        first_ops=first_ops(embedding.name, vocab, hidden),
+        last_ops=last_ops(embedding.name if tied else head[0].name, vocab, hidden),
     )
 
 

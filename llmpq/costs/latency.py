@@ -1,82 +1,16 @@
-"""Latency of linears, layers and ends: from tables of measurements where the device has them, else by roofline."""
+"""Latency of layers and ends: what their operators take, and the overhead of launching them."""
 
-from llmpq.costs.peaks import seconds_at_efficiency
-from llmpq.graph import FLOAT_BYTES, Attention, LayerGraph, LayerKind, Linear
+from llmpq.costs.linear_latency import DTYPE, SIXTEEN, roofline_s
+from llmpq.costs.op_latency import attention_s, of_batch, products_s, streams_s
+from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.support import support
+from llmpq.op_graph import OpGraph
 from llmpq.plan import ComputeDtype
-from llmpq.precision import PRECISIONS, Precision
+from llmpq.precision import Precision
 
-_DTYPE = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_SIXTEEN = PRECISIONS["16"]
-
-
-def _seconds(device: Device, dtype: str, flops: float, nbytes: float) -> float:
-    return seconds_at_efficiency(device.type, dtype, flops, nbytes) / device.speed
-
-
-def linear_latency_s(
-    device: Device, linear: Linear, precision: Precision, tokens: int, compute_dtype: ComputeDtype, engine: str
-) -> float:
-    """One linear over `tokens` tokens. A precision without a native kernel is unpacked to 16 bits first, at a cost."""
-    used = precision if linear.is_quantizable else _SIXTEEN
-    native = support(engine, device.type, used).level == "native"
-    multiplied = used if native else _SIXTEEN
-    measured = _measured_linear_s(device, linear, multiplied, tokens, compute_dtype)
-    if measured is None:
-        return _roofline_linear_s(device, linear, used, tokens, compute_dtype, native)
-    if native:
-        return measured
-    unpacked = linear.weight_bytes(used) + linear.in_features * linear.out_features * FLOAT_BYTES
-    return measured + _seconds(device, _DTYPE[compute_dtype], 0, unpacked)
-
-
-def _measured_linear_s(
-    device: Device, linear: Linear, precision: Precision, tokens: int, compute_dtype: ComputeDtype
-) -> float | None:
-    """From a table; experts one product each, of the tokens that fall to it on average."""
-    from llmpq.costs.lookup import gemm_seconds
-
-    if compute_dtype == "float32":
-        return None
-    touched = min(linear.experts, tokens * linear.active_experts)
-    each = -(-tokens * linear.active_experts // touched)
-    seconds = gemm_seconds(device.type, precision.name, each, linear.out_features, linear.in_features)
-    return None if seconds is None else touched * seconds / device.speed
-
-
-def _roofline_linear_s(
-    device: Device, linear: Linear, used: Precision, tokens: int, compute_dtype: ComputeDtype, native: bool
-) -> float:
-    touched = min(linear.experts, tokens * linear.active_experts)
-    weights = linear.weight_bytes(used) * touched // linear.experts
-    nbytes = weights + tokens * (linear.in_features + linear.out_features) * linear.active_experts * FLOAT_BYTES
-    dtype = _DTYPE[compute_dtype]
-    if not native:
-        nbytes += 2 * linear.in_features * linear.out_features * FLOAT_BYTES
-    elif used.activation_bits < 16:
-        dtype = {"int": "int8", "fp8": "fp8"}[used.kind]
-    flops = 2 * tokens * linear.in_features * linear.out_features * linear.active_experts
-    return _seconds(device, dtype, flops, nbytes)
-
-
-def attention_layer_s(
-    device: Device, attention: Attention, rows: int, tokens: int, context: int, compute_dtype: ComputeDtype
-) -> float:
-    """Scores and values of one layer for `rows` sequences of `tokens` new tokens that see `context` positions at the end."""
-    from llmpq.costs.lookup import attention_seconds
-
-    seen = min(context, attention.window or context)
-    if compute_dtype != "float32" and tokens <= seen:
-        heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
-        measured = attention_seconds(device.type, rows, tokens, seen, *heads)
-        if measured is not None:
-            return measured / device.speed
-    pairs = rows * tokens * (seen - min(tokens, seen) / 2)
-    flops = 4 * pairs * attention.num_heads * attention.head_dim
-    kv_bytes = 2 * attention.num_kv_heads * attention.head_dim * FLOAT_BYTES
-    return _seconds(device, _DTYPE[compute_dtype], flops, rows * seen * kv_bytes)
+_SAMPLING_PASSES = 2  # over the logits, beside writing them: log-probabilities and the choice; assumed
 
 
 def layer_latency_s(
@@ -90,31 +24,33 @@ def layer_latency_s(
     engine: str,
 ) -> float:
     """Seconds of one layer for `rows` sequences of `tokens` new tokens that attend to `context` positions at the end."""
-    new = rows * tokens
-    linears = sum(linear_latency_s(device, linear, precision, new, compute_dtype, engine) for linear in kind.linears)
-    scores = attention_layer_s(device, kind.attention, rows, tokens, context, compute_dtype)
-    return linears + scores + device.type.overhead_s / device.speed
+    measure = of_batch(tokens, context, rows)
+    products = products_s(device, kind.ops, kind.linears, precision, measure, compute_dtype, engine)
+    scores = attention_s(device, kind.ops, kind.attention.window, rows, tokens, context, compute_dtype)
+    return products + scores + streams_s(device, kind.ops, measure, compute_dtype) + overhead_s(device)
+
+
+def overhead_s(device: Device) -> float:
+    """Of launching one layer's kernels."""
+    return device.type.overhead_s / device.speed
 
 
 def head_latency_s(device: Device, graph: LayerGraph, rows: int, compute_dtype: ComputeDtype) -> float:
     """Final norm, head and sampling for the last position of `rows` sequences."""
-    from llmpq.costs.lookup import gemm_seconds
-
-    weights = graph.hidden_size * graph.vocab_size
-    logits = rows * graph.vocab_size * 3 * FLOAT_BYTES
-    overhead = device.type.overhead_s / device.speed
-    measured = gemm_seconds(device.type, "16", rows, graph.vocab_size, graph.hidden_size) if compute_dtype != "float32" else None
-    if measured is not None:
-        return measured / device.speed + _seconds(device, _DTYPE[compute_dtype], 0, logits) + overhead
-    return _seconds(device, _DTYPE[compute_dtype], 2 * rows * weights, weights * FLOAT_BYTES + logits) + overhead
+    sampling = rows * graph.vocab_size * _SAMPLING_PASSES * FLOAT_BYTES
+    return _end_s(device, graph.last_ops, rows, compute_dtype) + roofline_s(device, DTYPE[compute_dtype], 0, sampling)
 
 
 def embedding_latency_s(device: Device, graph: LayerGraph, tokens: int, compute_dtype: ComputeDtype) -> float:
-    """Gathering one row per token."""
-    return (
-        _seconds(device, _DTYPE[compute_dtype], 0, tokens * graph.hidden_size * 2 * FLOAT_BYTES)
-        + device.type.overhead_s / device.speed
-    )
+    """Gathering one row per token, and what follows up to the first layer."""
+    return _end_s(device, graph.first_ops, tokens, compute_dtype)
+
+
+def _end_s(device: Device, ops: OpGraph, rows: int, compute_dtype: ComputeDtype) -> float:
+    """Ends know no context: every row is one token. They stay at 16 bits on every engine."""
+    measure = of_batch(1, 1, rows)
+    products = products_s(device, ops, (), SIXTEEN, measure, compute_dtype, "local")
+    return products + streams_s(device, ops, measure, compute_dtype) + overhead_s(device)
 
 
 def latency_provenance(devices: tuple[Device, ...], precisions: tuple[Precision, ...], engine: str) -> str:

@@ -6,19 +6,15 @@ from functools import cache
 from math import ceil
 from typing import TypeVar
 
-from llmpq.costs.latency import (
-    attention_layer_s,
-    embedding_latency_s,
-    head_latency_s,
-    latency_provenance,
-    linear_latency_s,
-)
+from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import activation_bytes, logits_bytes
+from llmpq.costs.op_latency import attention_s, products_s, streams_s
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import derive_costs as derive_batch_costs
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.op_graph import Size
 from llmpq.plan import ComputeDtype
 from llmpq.precision import Precision
 from llmpq.workload import KV_BLOCK, Serving, Workload
@@ -160,15 +156,21 @@ class _MixedSteps:
             return None
         if not self.timed:
             return 0.0
-        tokens, workload = ceil(sequences + prompt_tokens), self.workload
-        linears = sum(
-            linear_latency_s(device, linear, precision, tokens, self.compute_dtype, self.engine) for linear in kind.linears
-        )
-        context, new = ceil(workload.resident_tokens), ceil(workload.new_prompt_tokens)
-        decode = attention_layer_s(device, kind.attention, sequences, 1, context, self.compute_dtype)
-        prompts = prompt_tokens / workload.new_prompt_tokens
-        prefill = prompts * attention_layer_s(device, kind.attention, 1, new, workload.prompt_len, self.compute_dtype)
-        return linears + decode + prefill + device.type.overhead_s / device.speed
+        workload = self.workload
+        context, new, prompts = ceil(workload.resident_tokens), ceil(workload.new_prompt_tokens), self._prompts(prompt_tokens)
+
+        def measure(size: Size) -> int:
+            return size(1, context, sequences) + ceil(prompts * size(new, workload.prompt_len, 1))
+
+        products = products_s(device, kind.ops, kind.linears, precision, measure, self.compute_dtype, self.engine)
+        window = kind.attention.window
+        decode = attention_s(device, kind.ops, window, sequences, 1, context, self.compute_dtype)
+        prefill = prompts * attention_s(device, kind.ops, window, 1, new, workload.prompt_len, self.compute_dtype)
+        return products + decode + prefill + streams_s(device, kind.ops, measure, self.compute_dtype) + overhead_s(device)
+
+    def _prompts(self, prompt_tokens: float) -> float:
+        """How many prompts those tokens are, the parts that earlier requests left behind not computed again."""
+        return prompt_tokens / self.workload.new_prompt_tokens
 
     def _ends(self, seconds: Callable[[Device], float]) -> tuple[float, ...]:
         return tuple(self._by_device(seconds)) if self.timed else tuple(0.0 for _ in self.devices)

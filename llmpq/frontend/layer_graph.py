@@ -8,27 +8,28 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmpq.errors import TraceError
+from llmpq.frontend.layer_kinds import kinds_of_layers
+from llmpq.frontend.layer_ops import model_ops
 from llmpq.frontend.layer_run import LayerRun, run_layers
 from llmpq.frontend.tracing import decoder_layers
-from llmpq.fx import ops
 from llmpq.fx.graphs import downstream
+from llmpq.fx.ops import attention_mask
 from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
+from llmpq.op_graph import OpGraph
 
-Signature = tuple[object, ...]
 UNBOUNDED_POSITIONS = 2**31 - 1  # ALiBi: no table of positions ends the context
 
 
 def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> LayerGraph:
     """The value behind `traced`, which `trace(model)` made; `name` is what the user calls the model.
 
-    Layers of one kind have the same modules, parameter shapes and attention window; everything else comes from dataflow:
+    Layers of one kind are structurally equal (llmpq.frontend.layer_kinds); everything else comes from dataflow:
     fusion groups and head sizes from one run of a layer per kind, what stands before and behind the layers from the graph.
     """
     layers = decoder_layers(model)
     windows = _windows(traced, frozenset(layers))
-    numbers: dict[Signature, int] = {}
-    kinds = {path: numbers.setdefault(_signature(layer, windows[path]), len(numbers)) for path, layer in layers.items()}
-    runs = run_layers(traced, kinds)
+    kinds = kinds_of_layers(traced, layers)
+    runs, recorded = run_layers(traced, kinds), model_ops(traced, kinds)
     firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in runs}
     first, last = _ends(model, traced, frozenset(layers))
     head = _head(model, traced)
@@ -40,20 +41,19 @@ def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> La
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         max_positions=getattr(config, "max_position_embeddings", UNBOUNDED_POSITIONS),
-        kinds=tuple(_kind(model, path, runs[kind], windows[path], f"layer-{kind}") for kind, path in firsts.items()),
+        kinds=tuple(
+            _kind(model, path, runs[kind], recorded.kinds[kind], windows[path], f"layer-{kind}") for kind, path in firsts.items()
+        ),
         layer_kind=tuple(kinds.values()),
         layer_names=tuple(layers),
         first=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in first.items()),
         last=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in last.items() if id(parameter) not in shared),
         head=head,
         tied_head=shared.get(id(model.get_submodule(head).weight)),
+        first_ops=recorded.first,
+        shared_ops=recorded.shared,
+        last_ops=recorded.last,
     )
-
-
-def _signature(layer: nn.Module, window: int | None) -> Signature:
-    modules = tuple((path, type(module).__qualname__) for path, module in layer.named_modules())
-    shapes = tuple((path, tuple(parameter.shape)) for path, parameter in layer.named_parameters())
-    return modules, shapes, window
 
 
 def _windows(traced: fx.GraphModule, layers: frozenset[str]) -> dict[str, int | None]:
@@ -62,7 +62,7 @@ def _windows(traced: fx.GraphModule, layers: frozenset[str]) -> dict[str, int | 
     windows: dict[str, int | None] = {}
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target in layers:
-            masks = [source for source in _sources(node, behind) if source.target is ops.attention_mask]
+            masks = [source for source in _sources(node, behind) if source.target is attention_mask]
             window: Any = masks[0].kwargs["window"] if masks else None
             windows[node.target] = window
     return windows
@@ -76,7 +76,7 @@ def _sources(node: fx.Node, behind: set[fx.Node]) -> Iterator[fx.Node]:
         queue.extend(found for found in source.all_input_nodes if found not in queue)
 
 
-def _kind(model: PreTrainedModel, path: str, run: LayerRun, window: int | None, name: str) -> LayerKind:
+def _kind(model: PreTrainedModel, path: str, run: LayerRun, ops: OpGraph, window: int | None, name: str) -> LayerKind:
     layer = model.get_submodule(path)
     linears = tuple(_linears(layer, run, _top_k(model, layer)))
     counted = sum(linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in linears)
@@ -86,6 +86,7 @@ def _kind(model: PreTrainedModel, path: str, run: LayerRun, window: int | None, 
         linears=linears,
         other_parameters=sum(parameter.numel() for parameter in layer.parameters()) - counted,
         attention=Attention(config.num_attention_heads, run.num_kv_heads, run.head_dim, window),
+        ops=ops,
     )
 
 

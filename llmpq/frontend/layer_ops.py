@@ -75,9 +75,13 @@ class _Writer:
         self.written.append(tuple(CacheWrite(int(new.shape[1]), int(new.shape[3])) for new in (key, value)))
         return self._extended(key), self._extended(value)
 
+    def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
+        """Keys that choose what attention sees (sparse attention): cached beside the others."""
+        return self._extended(index_key)
+
     def _extended(self, new: Tensor) -> Tensor:
-        batch, heads, tokens, head_dim = new.shape
-        whole = self._recorder.empty(batch, heads, self._recorder.past + tokens, head_dim, dtype=new.dtype)
+        *outer, tokens, size = new.shape
+        whole = self._recorder.empty(*outer, self._recorder.past + tokens, size, dtype=new.dtype)
         return self._recorder.append("cache_update", (new,), whole)
 
 
