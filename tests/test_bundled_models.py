@@ -9,8 +9,11 @@ from llmpq.frontend.cached_graphs import bundled_graph_path, format_layer_graph
 from llmpq.frontend.models import DEMO, bundled_configurations, data_path, resolve, trace_source
 from llmpq.graph import LayerGraph
 from llmpq.serialize import loads
+from tests.command_line import ROOT
 
 CONFIGURATIONS = tuple(bundled_configurations())
+PAGE = ROOT / "docs" / "models.md"
+START, END = "<!-- the table: tests/test_bundled_models.py writes it -->\n", "<!-- end of the table -->"
 TOLERANCE = 0.01  # of the published figure
 
 
@@ -30,6 +33,21 @@ def test_the_graph_that_ships_is_the_graph_that_tracing_gives(name: str, pytestc
 
 def test_no_graph_ships_without_its_model() -> None:
     assert {path.stem for path in data_path("graphs").glob("*.json")} == {*CONFIGURATIONS, DEMO}
+
+
+def table() -> str:
+    """A row per bundled configuration: parameters counted and published, and the source."""
+    rows = ["| name | parameters | published, billions | source |", "|---|---|---|---|"]
+    for name, entry in bundled_yaml("configs/published.yaml").items():
+        rows.append(f"| `{name}` | {shipped(name).parameters:,} | {entry['billions']} | {entry['source']} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_page_lists_every_model_with_its_figures(pytestconfig: pytest.Config) -> None:
+    before, found = PAGE.read_text(encoding="utf-8").split(START)
+    if pytestconfig.getoption("--update-golden"):
+        PAGE.write_text(f"{before}{START}{table()}{END}{found.split(END)[1]}", encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0] == table(), "run pytest --update-golden"
 
 
 def figures() -> Iterator[tuple[str, float]]:
