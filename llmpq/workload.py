@@ -34,7 +34,7 @@ class Serving:
     ttft_s: time to the first token, tpot_s: time per token after it, both limits of the mean at full load; None: no limit.
     prefix_hits: share of the prompts' tokens that a prefix cache spares.
     longest: tokens of the longest prompt with its answer; cached_tokens: mean tokens in the cache of a running sequence,
-    E[n (s + n / 2)] / E[n] over requests of s and n tokens. None: all requests are of the mean lengths.
+    E[n (s + n / 2)] / E[n] over requests of s and n tokens, with their standard deviation. None: all are of the mean lengths.
     """
 
     rate_per_s: float
@@ -45,10 +45,11 @@ class Serving:
     prefix_hits: float = 0.0
     longest: int | None = None
     cached_tokens: float | None = None
+    cached_tokens_std: float | None = None
 
     def __post_init__(self) -> None:
         _check_counts(self, ("prompt_len", "gen_len"))
-        for name in ("rate_per_s", "ttft_s", "tpot_s", "cached_tokens"):
+        for name in ("rate_per_s", "ttft_s", "tpot_s", "cached_tokens", "cached_tokens_std"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise InputError(f"workload: {name} is {value}; it must be a finite number above 0")
@@ -82,7 +83,8 @@ class Serving:
 
     def kv_tokens(self, running: int) -> int:
         """Tokens of cache for `running` sequences at independent points of their lives, with room for the spread of the sum."""
-        spread = SPREAD * self.gen_len * sqrt(running / 12.0)  # of a uniform position in the answer
+        uniform = self.gen_len / sqrt(12.0)  # of a position in an answer
+        spread = SPREAD * sqrt(running) * (uniform if self.cached_tokens_std is None else self.cached_tokens_std)
         return max(ceil(running * self.resident_tokens + spread), self.kv_len + 1)
 
     def kv_blocks(self, running: int) -> int:

@@ -1,4 +1,4 @@
-"""assign-joint: partition, precision of every layer, device order and micro-batches together, by HiGHS."""
+"""assign-joint: partition, precision of every layer, device order and sizes together, for a batch or for serving."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -26,6 +26,6 @@ class AssignJoint:
         searched = replace(program, request=request)
         answer = search_or_explain(searched)
         found = answer.found
-        optimality = Optimality(found.objective, found.bound, found.proven, "highs")
+        optimality = Optimality(found.objective, found.bound, found.proven, "exact search")
         plan = make_plan(searched, found.candidate, found.problem, found.assignment, optimality, answer.budget)
         return replace(program, plan=plan, notices=program.notices + answer.notices)

@@ -25,7 +25,15 @@ from tests.values import llama_graph, program, two_cpus
 
 SEEDS = st.integers(0, 10**6)
 UNLIMITED = Target(budget=None)
-BASELINES = ("assign-even", "assign-hand", "assign-fastest")
+BASELINES = (
+    "assign-even",
+    "assign-hand",
+    "assign-fastest",
+    "assign-uniform",
+    "assign-pipeedge",
+    "assign-adabits",
+    "assign-transfer",
+)
 EVERY_ASSIGNMENT = ("assign-joint", *BASELINES)
 
 
@@ -126,7 +134,7 @@ def test_a_plan_keeps_budget_and_rules_and_a_baseline_claims_no_bound(name: str)
         assert broken_rules(plan, result) == ()
         assert plan.quality.budget == ready.request.target.budget
         assert (plan.optimality.bound is None) == (name != "assign-joint")
-        assert plan.optimality.solver == ("highs" if name == "assign-joint" else name)
+        assert plan.optimality.solver == ("exact search" if name == "assign-joint" else name)
     assert kept
 
 

@@ -5,6 +5,7 @@ from math import inf
 
 from llmpq.costs import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import micro_batch_sizes
+from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.orders import Order, identical_devices, link_table
@@ -61,6 +62,8 @@ def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group,
     workload, everything = program.request.workload, tuple(range(len(program.request.cluster.devices)))
     alone = tuple(twins[:1] for twins in identical_devices(program))
     if isinstance(workload, Serving):
+        if program.request.target.theta is not None:
+            raise InputError("theta weighs the seconds of a batch against quality; for serving give a quality target instead")
         steps: tuple[ServingStep, ...] = program.require("costs").steps
         flights = range(2, len(everything) + 1) if together else ()
         sets = (*((everything, count) for count in flights), *((devices, 1) for devices in alone))

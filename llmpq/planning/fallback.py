@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from llmpq.errors import InfeasibleError, TimeLimitError
+from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.candidates import build_problem
 from llmpq.planning.fit import FIT_LIMIT_S, any_plan, least_sensitive
 from llmpq.planning.reasons import reasons
 from llmpq.planning.search import EVERYTHING, Found, Space, Start, search
 from llmpq.program import Program
 from llmpq.solver.problem import evaluate
+from llmpq.workload import Serving
 
 BUDGET_SHARE = 0.5  # of the time limit, for plans within a default budget, while there may be none
 BUDGET_SLACK = 5e-4  # relative room above what was found, so that speed can still choose among equals
@@ -47,7 +49,7 @@ def search_or_explain(
             raise
         found = None
     if found is not None:
-        return Answer(found, target.budget)
+        return Answer(found, target.budget, _capacity(program, found))
     if target.budget is None or target.explicit:
         raise InfeasibleError(explain(program, space))
     return _least_bad(program, space, target.budget, now + limit, explain)
@@ -64,7 +66,7 @@ def _least_bad(program: Program, space: Space, missed: float, deadline: float, e
     found = search(program, relaxed, space=space, starts=(_start(program, least, relaxed),), deadline=deadline)
     if found is None:  # a limit of the latency is in the way
         raise InfeasibleError(explain(program, space))
-    return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven),))
+    return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven), *_capacity(program, found)))
 
 
 def _fastest(
@@ -87,6 +89,19 @@ def _fastest(
 
 def _start(program: Program, found: Found, budget: float | None) -> Start:
     return found.candidate, build_problem(program, found.candidate, budget), found.assignment
+
+
+def _capacity(program: Program, found: Found) -> tuple[str, ...]:
+    """That the plan serves fewer requests than arrive, if so."""
+    workload = program.request.workload
+    if not isinstance(workload, Serving):
+        return ()
+    capacity = SERVED_TOKENS / found.objective / workload.gen_len
+    if capacity >= workload.rate_per_s:
+        return ()
+    limits = " within its limits of latency" if workload.has_limits else ""
+    asked = f"{workload.rate_per_s:.4g} arrive"
+    return (f"the plan serves {capacity:.4g} requests per second{limits}, {asked}: requests will queue; add devices or replicas",)
 
 
 def _notice(budget: float, sensitivity: float, proven: bool) -> str:

@@ -1,7 +1,7 @@
 """The serving workload of a trace: its rate, mean lengths, longest request and mean use of the cache."""
 
 from collections.abc import Sequence
-from math import fsum
+from math import fsum, sqrt
 
 from llmpq.errors import InputError
 from llmpq.simulation.requests import Request
@@ -25,7 +25,8 @@ def serving_of(
     if rate_per_s is None and duration <= 0:
         raise InputError(f"the trace has {len(requests)} requests within 0 s; give a rate with --rate")
     answers = fsum(request.gen_len for request in requests)
-    held = fsum(request.gen_len * (request.prompt_len + request.gen_len / 2) for request in requests)
+    mean = fsum(request.gen_len * (request.prompt_len + request.gen_len / 2) for request in requests) / answers
+    square = fsum(_square(request.prompt_len, request.gen_len) for request in requests) / answers
     return Serving(
         rate_per_s=(len(requests) - 1) / duration if rate_per_s is None else rate_per_s,
         prompt_len=max(1, round(fsum(request.prompt_len for request in requests) / len(requests))),
@@ -34,5 +35,11 @@ def serving_of(
         tpot_s=tpot_s,
         prefix_hits=prefix_hits,
         longest=max(request.prompt_len + request.gen_len for request in requests),
-        cached_tokens=held / answers,
+        cached_tokens=mean,
+        cached_tokens_std=sqrt(square - mean * mean),
     )
+
+
+def _square(prompt_len: int, gen_len: int) -> float:
+    """The integral of (s + t)^2 over an answer: the squares of what its sequence holds, summed over its tokens."""
+    return gen_len * prompt_len**2 + prompt_len * gen_len**2 + gen_len**3 / 3
