@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from llmpq.costs.kv_blocks import PAGED, kv_blocks
+from llmpq.graph import LayerGraph
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.printing import format_optimality, format_program, format_quality, format_sizes, format_speed, format_stage
 from llmpq.program import Program
@@ -132,3 +134,15 @@ def print_plan(plan: Plan, notices: tuple[str, ...], as_json: bool = False) -> N
         )
     console.print(f"quality         {format_quality(plan)}")
     console.print(f"optimality      {format_optimality(plan)}")
+
+
+def print_kv_blocks(plan: Plan, graph: LayerGraph, engine: str) -> None:
+    """What an engine with paged attention gets: the blocks of the rank with the least room, on every rank."""
+    if engine not in PAGED:
+        return
+    blocks = kv_blocks(plan, graph)
+    tightest = plan.stages[blocks.tightest].device
+    stdout().print(
+        f"kv blocks       {blocks.count} of {blocks.block_size} tokens on every rank ({tightest} has the least room); "
+        f"the workload needs {blocks.needed}"
+    )

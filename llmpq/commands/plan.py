@@ -6,7 +6,7 @@ import click
 
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_plan, print_program, progress
+from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress
 
 
 @click.command("plan")
@@ -34,3 +34,5 @@ def command(model: str, as_json: bool, **values: Any) -> None:
         print_program(program, as_json)
     else:
         print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)
+        if not as_json:
+            print_kv_blocks(program.require("plan"), program.graph, program.request.engine)
