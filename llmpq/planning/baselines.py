@@ -5,7 +5,7 @@ from functools import partial
 
 from llmpq.errors import InfeasibleError
 from llmpq.plan import Optimality
-from llmpq.planning.candidates import build_problem, candidate_groups, ceiling
+from llmpq.planning.candidates import Group, build_problem, candidate_groups, ceiling
 from llmpq.planning.fallback import Answer, search_or_explain
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.reasons import nearest, reasons, roomiest
@@ -58,7 +58,7 @@ def _no_uniform(program: Program, space: Space) -> tuple[str, ...]:
     """What each precision fails of."""
     found = []
     for restrict, option in zip(space.restrictions, program.require("costs").options, strict=True):
-        lost, budget = _uniform_sensitivity(program, option), program.request.target.budget
+        lost, budget = uniform_sensitivity(program, option), program.request.target.budget
         if budget is not None and program.request.target.explicit and lost > budget:
             found.append(f"{option} costs {lost:.4g} nats per token, the budget is {budget:.4g}")
             continue
@@ -68,7 +68,8 @@ def _no_uniform(program: Program, space: Space) -> tuple[str, ...]:
     return (f"no uniform precision is possible: {found[0]}", *found[1:])
 
 
-def _uniform_sensitivity(program: Program, option: str) -> float:
+def uniform_sensitivity(program: Program, option: str) -> float:
+    """Loss with every layer at that option, nats per token."""
     total: float = program.require("sensitivity").total((option,) * program.graph.num_layers)
     return total
 
@@ -79,8 +80,8 @@ def even_split(program: Program) -> Answer:
     Raises InfeasibleError when it fits at none, or breaks the user's rules or an explicit budget.
     """
     target, options = program.request.target, program.require("costs").options
-    for option in sorted(range(len(options)), key=lambda b: (_uniform_sensitivity(program, options[b]), b)):
-        feasible = [start for start in even_splits(program, option) if _is_feasible(program, start)]
+    for option in sorted(range(len(options)), key=lambda b: (uniform_sensitivity(program, options[b]), b)):
+        feasible = [start for start in even_splits(program, option) if is_feasible(program, start)]
         if not feasible:
             continue
         candidate, problem, assignment = min(feasible, key=lambda start: evaluate(start[1], start[2]).objective)
@@ -92,10 +93,11 @@ def even_split(program: Program) -> Answer:
         if target.explicit:
             raise InfeasibleError((f"the most faithful even split that fits breaks the budget: {missed}",))
         return Answer(found, evaluation.sensitivity, (f"the default quality target cannot be met by an even split: {missed}",))
-    raise InfeasibleError(_no_even_split(program))
+    raise InfeasibleError(no_even_split(program))
 
 
-def _is_feasible(program: Program, start: Start) -> bool:
+def is_feasible(program: Program, start: Start) -> bool:
+    """Whether the start keeps memory, rules and the limits of latency."""
     candidate, problem, assignment = start
     if breaks(problem, rows_of(program, candidate), assignment):
         return False
@@ -108,16 +110,23 @@ def even_splits(program: Program, option: int) -> tuple[Start, ...]:
     if layers < devices:
         return ()
     assignment = Assignment(tuple(i * devices // layers for i in range(layers)), (option,) * layers)
-    every = tuple(range(devices))
-    groups = (group for group in candidate_groups(program) if group.devices == every and group.in_flight in (None, devices))
+    groups = whole_groups(program)
     return tuple((group.candidate(), build_problem(program, group.candidate(), None), assignment) for group in groups)
 
 
-def _no_even_split(program: Program) -> tuple[str, ...]:
+def whole_groups(program: Program) -> tuple[Group, ...]:
+    """All devices at every pair of sizes; when serving with as many batches in flight as devices."""
+    everything = tuple(range(len(program.request.cluster.devices)))
+    groups = (group for group in candidate_groups(program) if group.devices == everything)
+    return tuple(group for group in groups if group.in_flight in (None, len(everything)))
+
+
+def no_even_split(program: Program) -> tuple[str, ...]:
+    """What an even split fails of at each precision."""
     devices, layers, options = program.request.cluster.devices, program.graph.num_layers, program.require("costs").options
     if layers < len(devices):
         return (f"an even split needs a layer for each of {len(devices)} devices, and the model has {layers}",)
-    small = {group.candidate() for group in roomiest(program, candidate_groups(program))}
+    small = {group.candidate() for group in roomiest(program, whole_groups(program))}
     found = []
     for option, name in enumerate(options):
         candidate, problem, assignment = next(start for start in even_splits(program, option) if start[0] in small)
