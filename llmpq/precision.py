@@ -56,7 +56,7 @@ PRECISIONS: dict[str, Precision] = {
     "w3a16": Precision("w3a16", 3, 16, "int", GROUP_SIZE),
     "fp8": Precision("fp8", 8, 8, "fp8", None),
 }
-QUANTIZABLE = ("16", "w8a8", "w8a16", "w4a16")  # what this version's quantizer and runtime carry out
+QUANTIZABLE = ("16", "w8a8", "w8a16", "w4a16", "w3a16")  # what this version's quantizer and runtime carry out
 
 
 def parse_precision(name: str) -> Precision:

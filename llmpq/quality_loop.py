@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmpq.checkpoint.loss_increase import Original
+from llmpq.checkpoint.quantization_report import BUILD_FILE
 from llmpq.checkpoint.reader import Checkpoint, read_json
-from llmpq.checkpoint.shards import BUILD_FILE
 from llmpq.errors import CheckpointError
 from llmpq.evaluation import Estimate
 from llmpq.frontend.models import DEMO

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linear
 from llmpq.checkpoint.lowering_file import LLMPQS_OWN, Lowering
 from llmpq.checkpoint.manifest import Manifest, check_size, is_output
 from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
-from llmpq.checkpoint.peak_memory import PeakMemory, PeakMeter
+from llmpq.checkpoint.peak_memory import PeakMeter
 from llmpq.checkpoint.quantization_config import quantization_config
+from llmpq.checkpoint.quantization_report import BUILD_FILE, SECTION, QuantizationReport
 from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from llmpq.checkpoint.replacing import resuming
 from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
@@ -31,7 +31,6 @@ from llmpq.quantization.layer_quantizer import LayerQuantizer, LayerReport, Roun
 from llmpq.quantization.quantizers import Gptq, Quantizer, Rounding
 from llmpq.serialize import dumps, from_json, to_json
 
-BUILD_FILE = "build.json"
 ASSETS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -46,23 +45,6 @@ ASSETS = (
 )
 Progress = Callable[[str, int, int], None]
 ROUNDING = Rounding()
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizationReport:
-    """What build.json says of quantizing. resumed: layers that an earlier, killed process had finished; seconds: of this one."""
-
-    quantizer: Mapping[str, Any]
-    seconds: float
-    memory: PeakMemory
-    spilled_bytes: int
-    resumed: int
-    layers: tuple[LayerReport, ...]
-
-    @property
-    def smoothed(self) -> tuple[str, ...]:
-        """Norms whose weights are not the source's."""
-        return tuple(name for layer in self.layers for name in layer.smoothed)
 
 
 def write_shards(
@@ -101,7 +83,7 @@ def write_shards(
         report = QuantizationReport(quantizer.describe(), seconds, meter.read(), layers.spilled_bytes, resumed, tuple(reports))
         _write_json(directory / CONFIG_FILE, _config(checkpoint, graph, plan))
         (directory / PLAN_FILE).write_text(dumps(plan), encoding="utf-8")
-        _write_json(directory / BUILD_FILE, {**build, "quantization": to_json(report)})
+        _write_json(directory / BUILD_FILE, {**build, SECTION: to_json(report)})
         _copy_assets(assets, directory)
         lowering.write(directory)
         Manifest.of(directory, loadable_engines(graph, plan, lowering.own_names), report.smoothed).write(directory)
@@ -182,9 +164,18 @@ def _write_stages(
     _write_json(directory / INDEX_FILE, index_value)
 
 
+def text_config(config: Mapping[str, Any], graph: LayerGraph) -> Mapping[str, Any]:
+    """The part of a multimodal model's config.json that the graph was traced from, as one of its own; other ones as they are."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    return text | {"architectures": [graph.architecture], "tie_word_embeddings": graph.tied_head is not None}
+
+
 def _config(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan) -> dict[str, Any]:
-    """The source's config.json with the compute dtype and the quantization of every linear."""
-    config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {"dtype": plan.compute_dtype}
+    """The source's config.json, of a multimodal model its text part, with the compute dtype and every linear's quantization."""
+    source = text_config(checkpoint.config, graph)
+    config = {key: value for key, value in source.items() if key != "torch_dtype"} | {"dtype": plan.compute_dtype}
     modules = {name: (precision, linear.in_features) for name, linear, precision in quantized_linears(graph, plan)}
     linears = (f"{name}.{linear.name}" for layer, name in enumerate(graph.layer_names) for linear in graph.kind_of(layer).linears)
     section = quantization_config(modules, [*(name for name in linears if name not in modules), graph.head])

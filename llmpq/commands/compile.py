@@ -7,7 +7,8 @@ import click
 
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_plan, print_program, progress, stdout
+from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress, stdout
+from llmpq.commands.signals import stopped_by_sigterm
 
 
 @click.command("compile")
@@ -16,6 +17,7 @@ from llmpq.commands.output import print_plan, print_program, progress, stdout
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     """Plan, quantize and write MODEL as one shard per device."""
+    from llmpq.checkpoint.quantization_report import read_report
     from llmpq.compiler import compile, plan
     from llmpq.quality_check import format_check
     from llmpq.quality_loop import read_check
@@ -33,7 +35,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
         )
         print_program(stopped, as_json)
         return
-    with progress("planning") as advance, explained(as_json):
+    with progress("planning") as advance, explained(as_json), stopped_by_sigterm():
         compiled = compile(
             model,
             planning.cluster,
@@ -47,7 +49,9 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     print_plan(compiled.plan, compiled.notices, as_json)
     if as_json:
         return
+    print_kv_blocks(compiled.plan, compiled.graph, values["engine"])
     check = read_check(out)
     for line in [] if check is None else format_check(check):
         stdout().print(f"measured        {line}")
+    stdout().print(f"quantized       {read_report(out)}")
     stdout().print(f"written         {out}; next: llmpq verify {out}, llmpq run {out} --prompt TEXT")
