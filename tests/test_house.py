@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("pipeline_text", "passmanager", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
-    **dict.fromkeys(("compiler", "compiled", "quality_loop", "commands", "cli", "__main__", "__init__"), 5),
+    **dict.fromkeys(("compiler", "compiled", "quality_loop", "lm_eval", "commands", "cli", "__main__", "__init__"), 5),
 }
 LOWERING = {"passes", "frontend"}
 RUNNING = {"runtime", "backends"}
