@@ -10,6 +10,7 @@ from llmpq.commands.output import print_json, progress, stdout
 from llmpq.errors import InputError
 
 if TYPE_CHECKING:
+    from llmpq.compiled import CompiledModel
     from llmpq.evaluation import Evaluation, LogProbs
 
 WINDOW = 512
@@ -17,12 +18,13 @@ WINDOW = 512
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """What scores a text: `max_positions` is the context of the model, None where nothing bounds it."""
+    """What scores a text: `max_positions` is the context of the model, None where nothing bounds it; `compiled`: an output."""
 
     name: str
     log_probs: "LogProbs"
     tokenizer: Any
     max_positions: int | None
+    compiled: "CompiledModel | None" = None
 
 
 @click.command("eval")
@@ -100,7 +102,7 @@ def scorer(model: str) -> Scorer:
         from llmpq.compiled import load
 
         compiled = load(model)
-        return Scorer(model, compiled.log_probs, compiled.tokenizer, compiled.graph.max_positions)
+        return Scorer(model, compiled.log_probs, compiled.tokenizer, compiled.graph.max_positions, compiled)
     from llmpq.quantization.original import load_original, log_probs_of, max_positions
 
     directory = resolve(model, weights=True).directory
