@@ -60,6 +60,11 @@ class Row:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--search"]:
+        import full_search
+
+        full_search.main(sys.argv[2:])
+        return
     arguments = parsed()
     names = sorted(path.stem for path in PROBLEMS.glob("*.json"))
     against = {name for name in names if arguments.highs and (not arguments.quick or "_s10-" in name)}
@@ -78,6 +83,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--search", action="store_true", help="the full search instead (full_search.py); comes first")
     parser.add_argument("--quick", action="store_true", help="HiGHS on one seed of each size and family, ten seconds at most")
     parser.add_argument("--no-highs", dest="highs", action="store_false", help="the exact solver alone")
     parser.add_argument("--output", type=Path, default=RESULT)
