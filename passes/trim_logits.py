@@ -22,6 +22,8 @@ class TrimLogits:
         from llmpq.fx.ops import wanted_positions
 
         module = program.require("graph_module")
+        if not program.graph.generates:
+            return program  # an encoder gives every position
         graph = copy_graph(module)
         head = next((node for node in graph.nodes if node.op == "call_module" and node.target == program.graph.head), None)
         if head is None:

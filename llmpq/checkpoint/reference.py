@@ -39,15 +39,22 @@ def dequantized_state(out: Path, dtype: torch.dtype = torch.float32) -> Iterator
 
 def reference_model(out: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The transformers model of `out` with dequantized weights; w8a8 linears round their activations per token."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     config = read_json(out / CONFIG_FILE)
     plain = AutoConfig.for_model(**{key: value for key, value in config.items() if key not in ("quantization_config", "dtype")})
     state = dict(dequantized_state(out, dtype))
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)]
+    model_class: Any = _model_class(plain)
     model: nn.Module = model_class.from_pretrained(None, config=plain, state_dict=state, dtype=dtype)
     round_activations(model, module_precisions(config))
     return model.eval()
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    named = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    return named or transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def round_activations(model: nn.Module, precisions: Mapping[str, Precision]) -> None:

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from llmpq.checkpoint.load_renamings import LoadRenamings, load_renamings, tied_source
 from llmpq.graph import LayerGraph
 
+MULTIMODAL = re.compile(r"^(?:model\.language_model|language_model\.model|language_model)\.")
+NUMBER = re.compile(r"\.experts\.(\d+)\.")
 # One expert's matrix, as Mixtral (w1, w3, w2) and Qwen, DeepSeek and others name it.
 EXPERT = re.compile(r"^(.+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(w1|w3|w2|gate_proj|up_proj|down_proj)\.weight$")
 FUSED = {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
@@ -16,16 +19,32 @@ def module_sources(names: Iterable[str], graph: LayerGraph) -> dict[str, tuple[s
     """Name in the model -> names in the checkpoint, in natural order of the former.
 
     One name each, but for experts that the graph knows as one 3-D parameter: gate and up of expert 0, of expert 1, ...
-    Base-model checkpoints that lack the leading "transformer." or "model." get it.
+    Base-model checkpoints that lack the leading "transformer." or "model." get it, text models of multimodal checkpoints lose
+    what stands before it. Where transformers renames tensors of an architecture as it loads them, its renamings hold.
     """
-    names = tuple(names)
+    sources = {_text_name(name, graph): name for name in names}
     base = base_prefix(graph)
-    if any(name.startswith(base) for name in names):
-        mapped = {name: name for name in names}
-    else:
-        mapped = {name if name.startswith(f"{graph.head}.") else base + name: name for name in names}
-    found = _fuse_experts(mapped, frozenset(fused_parameters(graph)))
+    if not any(name.startswith(base) for name in sources):
+        sources = {name if name.startswith(f"{graph.head}.") else base + name: source for name, source in sources.items()}
+    found = _fuse_experts(sources, frozenset(fused_parameters(graph)), load_renamings(graph.architecture))
+    _add_tied(found, graph)
     return {name: found[name] for name in sorted(found)}
+
+
+def _text_name(name: str, graph: LayerGraph) -> str:
+    """The name without the part that says which model of a multimodal one it belongs to."""
+    if ".language_model." in graph.layer_names[0] or not (match := MULTIMODAL.match(name)):
+        return name
+    rest = name[match.end() :]
+    return rest if rest.startswith(f"{graph.head}.") else base_prefix(graph) + rest
+
+
+def _add_tied(found: dict[str, tuple[str, ...]], graph: LayerGraph) -> None:
+    """Give parameters that the model ties, other than its head, the tensor of the one they are tied to."""
+    for parameter in graph.last:
+        source = tied_source(graph.architecture, parameter.name)
+        if parameter.name not in found and source in found:
+            found[parameter.name] = found.pop(source)
 
 
 def fused_parameters(graph: LayerGraph) -> dict[str, int]:
@@ -43,14 +62,17 @@ def base_prefix(graph: LayerGraph) -> str:
     return graph.layer_names[0].split(".")[0] + "."
 
 
-def _fuse_experts(mapped: Mapping[str, str], fused: frozenset[str]) -> dict[str, tuple[str, ...]]:
+def _fuse_experts(sources: Mapping[str, str], fused: frozenset[str], renamings: LoadRenamings) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     parts: dict[str, list[tuple[int, int, str]]] = {}
-    for name, source in mapped.items():
+    for name, source in sources.items():
+        target, half = renamings.rename(name)
         match = EXPERT.match(name)
-        parameter = f"{match[1]}.mlp.experts.{FUSED[match[3]]}" if match else ""
-        if match and parameter in fused:
-            parts.setdefault(parameter, []).append((int(match[2]), HALF.get(match[3], 0), source))
+        if target not in fused and match and f"{match[1]}.mlp.experts.{FUSED[match[3]]}" in fused:
+            target, half = f"{match[1]}.mlp.experts.{FUSED[match[3]]}", HALF.get(match[3], 0)
+        number = NUMBER.search(name)
+        if half is not None and target in fused and number:
+            parts.setdefault(target, []).append((int(number[1]), half, source))
         else:
-            found[name.replace(".block_sparse_moe.", ".mlp.") if fused else name] = (source,)
+            found[target if half is None else name] = (source,)
     return found | {name: tuple(source for *_, source in sorted(pieces)) for name, pieces in parts.items()}

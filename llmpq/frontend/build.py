@@ -5,17 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from llmpq.errors import TraceError
 from llmpq.frontend.layer_graph import layer_graph
-from llmpq.frontend.tracing import IMPLEMENTATIONS, require_causal_lm, trace
+from llmpq.frontend.traceable import IMPLEMENTATIONS
+from llmpq.frontend.tracing import trace
 from llmpq.graph import LayerGraph
 
 __all__ = ["build_model", "layer_graph", "load_config", "trace", "trace_model"]
+
+_NAMED = {
+    *MODEL_FOR_CAUSAL_LM_MAPPING.values(),
+    *transformers.MODEL_FOR_MASKED_LM_MAPPING.values(),
+    *transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.values(),
+    *transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.values(),
+}
 
 
 def load_config(path: Path) -> PreTrainedConfig:
@@ -39,24 +48,34 @@ def build_model(config: PreTrainedConfig | Path | str, *, attn_implementation: s
             f"attention implementation {attn_implementation!r} is not supported; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     config = config if isinstance(config, PreTrainedConfig) else load_config(Path(config))
-    text_config = copy.deepcopy(config.get_text_config())
+    text_config = copy.deepcopy(config.get_text_config(decoder=True))
     if hasattr(text_config, "quantization_config"):
         del text_config.quantization_config  # linears are ours to replace
     choices = (attn_implementation,) if attn_implementation == "eager" else (attn_implementation, "eager")
     reasons: list[str] = []
     for implementation in choices:
         try:
-            return _build(text_config, implementation)
+            return _build(_model_class(config, text_config), text_config, implementation)
         except (ValueError, ImportError) as error:
             reasons.append(_one_line(error))
     raise TraceError(f"a model of type {config.model_type!r} cannot be built: {reasons[-1]}")
 
 
-def _build(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+def _model_class(config: PreTrainedConfig, text_config: PreTrainedConfig) -> Any:
+    """The class that config.json names, where it takes the text part's configuration, else the causal language model for that."""
+    named: Any = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    if named in _NAMED and isinstance(text_config, named.config_class) and not text_config.is_encoder_decoder:
+        return named
+    for key in (type(text_config), type(config)):
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(key, None)
+        if found is not None and issubclass(type(text_config), found.config_class):
+            return found
+    raise ValueError(f"transformers has no causal language model for {type(text_config).__name__}")
+
+
+def _build(model_class: Any, config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
     with _ParametersOnMeta():
-        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attn_implementation, dtype=torch.float32, trust_remote_code=False
-        )
+        model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
     _move_parameters(model)
     built: PreTrainedModel = model.eval()
     return built
@@ -65,7 +84,7 @@ def _build(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMode
 def trace_model(model: nn.Module, name: str) -> tuple[torch.fx.GraphModule, LayerGraph]:
     """The traced graph of a model and the LayerGraph read from it."""
     traced = trace(model)
-    return traced, layer_graph(require_causal_lm(model), traced, name)
+    return traced, layer_graph(model, traced, name)
 
 
 class _ParametersOnMeta(TorchFunctionMode):

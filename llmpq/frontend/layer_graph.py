@@ -11,8 +11,8 @@ from llmpq.errors import TraceError
 from llmpq.frontend.layer_kinds import kinds_of_layers
 from llmpq.frontend.layer_ops import model_ops
 from llmpq.frontend.layer_run import LayerRun, run_layers
-from llmpq.frontend.tracing import decoder_layers
-from llmpq.fx.graphs import downstream
+from llmpq.frontend.tracing import decoder_layers, first_position
+from llmpq.fx.graphs import downstream, placeholders
 from llmpq.fx.ops import attention_mask
 from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
 from llmpq.op_graph import OpGraph
@@ -20,7 +20,7 @@ from llmpq.op_graph import OpGraph
 UNBOUNDED_POSITIONS = 2**31 - 1  # ALiBi: no table of positions ends the context
 
 
-def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> LayerGraph:
+def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGraph:
     """The value behind `traced`, which `trace(model)` made; `name` is what the user calls the model.
 
     Layers of one kind are structurally equal (llmpq.frontend.layer_kinds); everything else comes from dataflow:
@@ -32,15 +32,15 @@ def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> La
     runs, recorded = run_layers(traced, kinds), model_ops(traced, kinds)
     firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in runs}
     first, last = _ends(model, traced, frozenset(layers))
-    head = _head(model, traced)
-    config = model.config.get_text_config()
+    head = _head(model, traced, downstream(traced.graph, frozenset(layers)))
+    config = _text_config(model)
     shared = {id(parameter): found for found, parameter in first.items()}
     return LayerGraph(
         model=name,
         architecture=type(model).__name__,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        max_positions=getattr(config, "max_position_embeddings", UNBOUNDED_POSITIONS),
+        hidden_size=runs[0].hidden_size,
+        vocab_size=_vocab_size(model, traced),
+        max_positions=getattr(config, "max_position_embeddings", UNBOUNDED_POSITIONS) - first_position(model),
         kinds=tuple(
             _kind(model, path, runs[kind], recorded.kinds[kind], windows[path], f"layer-{kind}") for kind, path in firsts.items()
         ),
@@ -49,11 +49,29 @@ def layer_graph(model: PreTrainedModel, traced: fx.GraphModule, name: str) -> La
         first=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in first.items()),
         last=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in last.items() if id(parameter) not in shared),
         head=head,
-        tied_head=shared.get(id(model.get_submodule(head).weight)),
+        tied_head=shared.get(id(model.get_submodule(head).weight)) if head else None,
         first_ops=recorded.first,
         shared_ops=recorded.shared,
         last_ops=recorded.last,
     )
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The configuration that describes the layers; None for a module of the user's."""
+    return model.config.get_text_config(decoder=True) if isinstance(model, PreTrainedModel) else None
+
+
+def _vocab_size(model: nn.Module, traced: fx.GraphModule) -> int:
+    """Rows of the table that the token ids are looked up in, where no configuration says it."""
+    config = _text_config(model)
+    if config is not None:
+        return int(config.vocab_size)
+    ids = placeholders(traced.graph)["input_ids"]
+    tables = (model.get_submodule(str(user.target)) for user in ids.users if user.op == "call_module")
+    found = next((table for table in tables if isinstance(table, nn.Embedding)), None)
+    if found is None:
+        raise TraceError(f"{type(model).__name__} looks its token ids up in no nn.Embedding; expected one")
+    return found.num_embeddings
 
 
 def _windows(traced: fx.GraphModule, layers: frozenset[str]) -> dict[str, int | None]:
@@ -63,7 +81,8 @@ def _windows(traced: fx.GraphModule, layers: frozenset[str]) -> dict[str, int | 
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target in layers:
             masks = [source for source in _sources(node, behind) if source.target is attention_mask]
-            window: Any = masks[0].kwargs["window"] if masks else None
+            limits = masks[0].kwargs if masks else {}
+            window: Any = limits.get("window") or limits.get("chunk")
             windows[node.target] = window
     return windows
 
@@ -76,18 +95,22 @@ def _sources(node: fx.Node, behind: set[fx.Node]) -> Iterator[fx.Node]:
         queue.extend(found for found in source.all_input_nodes if found not in queue)
 
 
-def _kind(model: PreTrainedModel, path: str, run: LayerRun, ops: OpGraph, window: int | None, name: str) -> LayerKind:
+def _kind(model: nn.Module, path: str, run: LayerRun, ops: OpGraph, window: int | None, name: str) -> LayerKind:
     layer = model.get_submodule(path)
     linears = tuple(_linears(layer, run, _top_k(model, layer)))
     counted = sum(linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in linears)
-    config = model.config.get_text_config()
+    value_head_dim = run.value_dim if run.value_dim not in (0, run.head_dim) else None
     return LayerKind(
         name=name,
         linears=linears,
         other_parameters=sum(parameter.numel() for parameter in layer.parameters()) - counted,
-        attention=Attention(config.num_attention_heads, run.num_kv_heads, run.head_dim, window),
+        attention=Attention(_num_heads(model, run), run.num_kv_heads, run.head_dim, window, value_head_dim, run.index_dim),
         ops=ops,
     )
+
+
+def _num_heads(model: nn.Module, run: LayerRun) -> int:
+    return int(getattr(_text_config(model), "num_attention_heads", run.num_heads))
 
 
 def _linears(layer: nn.Module, run: LayerRun, top_k: int) -> Iterator[Linear]:
@@ -98,7 +121,7 @@ def _linears(layer: nn.Module, run: LayerRun, top_k: int) -> Iterator[Linear]:
         if isinstance(module, nn.Linear | Conv1D) and path in run.inputs:
             transposed = isinstance(module, Conv1D)
             out_features, in_features = reversed(module.weight.shape) if transposed else module.weight.shape
-            if not _is_router(out_features, experts):
+            if not _is_router(out_features, experts) and path not in run.read_outside:
                 group = groups.setdefault((part, run.inputs[path]), path)
                 yield Linear(path, in_features, out_features, module.bias is not None, part, group, transposed)
         for name, out_features, in_features, count in _expert_parameters(module):
@@ -124,15 +147,15 @@ def _is_transposed(module: nn.Module) -> bool:
     return bool(getattr(module, "is_transposed", False))
 
 
-def _top_k(model: PreTrainedModel, layer: nn.Module) -> int:
+def _top_k(model: nn.Module, layer: nn.Module) -> int:
     """Experts that work on each token: what the layer's router says, else the configuration."""
     found = (getattr(module, "top_k", None) for module in layer.modules())
-    default: int = getattr(model.config.get_text_config(), "num_experts_per_tok", 1)
+    default: int = getattr(_text_config(model), "num_experts_per_tok", 1)
     return next((top_k for top_k in found if isinstance(top_k, int)), default)
 
 
 def _ends(
-    model: PreTrainedModel, traced: fx.GraphModule, layers: frozenset[str]
+    model: nn.Module, traced: fx.GraphModule, layers: frozenset[str]
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Name -> parameter of what runs before, and of what runs behind the layers."""
     behind = downstream(traced.graph, layers)
@@ -147,9 +170,9 @@ def _ends(
     return first, {name: parameter for name, parameter in last.items() if name not in first}
 
 
-def _head(model: PreTrainedModel, traced: fx.GraphModule) -> str:
-    """Path of the last linear that is called: the language model head."""
+def _head(model: nn.Module, traced: fx.GraphModule, behind: set[fx.Node]) -> str:
+    """Path of the last linear that is called behind the layers, "" where there is none."""
     for node in reversed(traced.graph.nodes):
-        if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Linear):
+        if node.op == "call_module" and node in behind and isinstance(model.get_submodule(node.target), nn.Linear):
             return str(node.target)
-    raise TraceError(f"{type(model).__name__} calls no linear behind its layers; expected a language model head")
+    return ""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from llmpq.errors import TraceError
@@ -18,13 +19,20 @@ TOKENS = 2
 class LayerRun:
     """What one layer did: `inputs` has a number per module path, equal where two linears read the same tensor.
 
-    `attention` is the path of the submodule that wrote [batch, num_kv_heads, tokens, head_dim] to the KV cache.
+    `read_outside`: linears whose weight other modules read, which therefore stays as it is. `attention`: path of the submodule
+    that wrote keys [batch, num_kv_heads, tokens, head_dim] and values (of value_dim) to the KV cache; where the layer is given
+    none, that computed attention, with num_kv_heads 0. `hidden_size`: of its output.
     """
 
     inputs: dict[str, int]
+    read_outside: frozenset[str]
     attention: str
+    num_heads: int
     num_kv_heads: int
     head_dim: int
+    value_dim: int
+    index_dim: int
+    hidden_size: int
 
 
 def run_layers(traced: fx.GraphModule, kinds: dict[str, int]) -> dict[int, LayerRun]:
@@ -53,14 +61,35 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.running: list[str] = []
-        self.written: list[tuple[str, tuple[int, ...]]] = []
+        self.written: list[tuple[str, tuple[int, ...], int]] = []
+        self.index_dim = 0
+        self.read_outside: set[str] = set()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.written.append((self.running[-1], tuple(key.shape)))
+        self.written.append((self.running[-1], tuple(key.shape), value.shape[-1]))
         return key, value
+
+    def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
+        self.index_dim = index_key.shape[-1]
+        return index_key
+
+
+class _AttentionObserver(TorchFunctionMode):
+    """Sees which submodule computes attention, and the queries [batch, num_heads, tokens, head_dim] of it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self.path, self.num_heads, self.head_dim = "", 1, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and len(args) > 2:
+            query = args[0]
+            self.path, self.num_heads, self.head_dim = self._recorder.running[-1], query.shape[1], query.shape[-1]
+        return func(*args, **(kwargs or {}))
 
 
 class _LayerInterpreter(fx.Interpreter):
@@ -91,13 +120,33 @@ def _run_layer(
     for path, module in layer.named_modules():
         _watch(path, module, cache, read)
     cache.written.clear()
-    output = layer(*args, **kwargs)
-    if len(cache.written) != 1:
+    cache.index_dim = 0
+    cache.read_outside.clear()
+    with _AttentionObserver(cache) as seen:
+        output = layer(*args, **kwargs)
+    caches = any(value is cache for value in (*args, *kwargs.values()))
+    if len(cache.written) != caches:
         raise TraceError(f"layer {target} wrote the KV cache {len(cache.written)} times; expected once (attention layers only)")
-    ((attention, (_, num_kv_heads, _, head_dim)),) = cache.written
+    written = cache.written[0] if caches else (seen.path, (1, 0, TOKENS, seen.head_dim), 0)
+    attention, (_, num_kv_heads, _, head_dim), value_dim = written
     numbers: dict[int, int] = {}
     inputs = {path: numbers.setdefault(id(tensor), len(numbers)) for path, tensor in read.items()}
-    return LayerRun(inputs, attention, num_kv_heads, head_dim), output
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    outside = frozenset(cache.read_outside)
+    sizes = (seen.num_heads, num_kv_heads, head_dim, value_dim, cache.index_dim, hidden.shape[-1])
+    return LayerRun(inputs, outside, attention, *sizes), output
+
+
+def _noticing(linear: type[nn.Linear], path: str, cache: _Recorder) -> type[nn.Linear]:
+    """The class, with notes of reads of `weight` while another module runs."""
+
+    class Noticing(linear):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str) -> Any:
+            if name == "weight" and cache.running[-1:] != [path]:
+                cache.read_outside.add(path)
+            return super().__getattribute__(name)
+
+    return Noticing
 
 
 def _watch(path: str, module: nn.Module, cache: _Recorder, read: dict[str, Tensor]) -> None:
@@ -114,6 +163,8 @@ def _watch(path: str, module: nn.Module, cache: _Recorder, read: dict[str, Tenso
     def leave(*_: Any) -> None:
         cache.running.pop()
 
+    if isinstance(module, nn.Linear):
+        module.__class__ = _noticing(type(module), path, cache)
     if has_experts(module):
         module.forward = lambda hidden, *args, **kwargs: torch.empty_like(hidden)
     module.register_forward_pre_hook(enter)

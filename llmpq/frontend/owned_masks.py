@@ -37,10 +37,17 @@ def _python_modules(model: nn.Module) -> tuple[ModuleType, ...]:
     return tuple(sys.modules[name] for name in names if name != masking_utils.__name__ and name in sys.modules)
 
 
-_BUILDERS: dict[str, Callable[[Any], int | None]] = {
-    "create_causal_mask": lambda config: None,
-    "create_sliding_window_causal_mask": lambda config: int(config.sliding_window),
+_BUILDERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "create_causal_mask": lambda config: {"window": None},
+    "create_sliding_window_causal_mask": lambda config: {"window": int(config.sliding_window)},
+    "create_chunked_causal_mask": lambda config: {"window": None, "chunk": int(config.attention_chunk_size)},
+    "create_bidirectional_mask": lambda config: {"window": None, "causal": False},
+    "create_recurrent_attention_mask": lambda config: _refuse_state(),
 }
+
+
+def _refuse_state() -> dict[str, Any]:
+    raise TraceError("unsupported: state-space layers; they keep a state, not keys and values")
 
 
 def _emitter(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,10 +62,12 @@ def _emitter(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         for overlay in ("or_mask_function", "and_mask_function", "block_sequence_ids"):
             if given.get(overlay) is not None:
                 raise TraceError(f"{name} is called with {overlay}: attention that is not plainly causal is not supported")
-        options = {"window": _BUILDERS[name](given["config"]), "implementation": given["config"]._attn_implementation}
-        if not given.get("allow_is_causal_skip", True):
+        if given.get("encoder_hidden_states") is not None:
+            raise TraceError(f"{name} is called for attention to another sequence, which is not supported")
+        options = {**_BUILDERS[name](given["config"]), "implementation": given["config"]._attn_implementation}
+        if not (given.get("allow_is_causal_skip", True) and given.get("allow_is_bidirectional_skip", True)):
             options["materialize"] = True
-        inputs = (given["attention_mask"], hidden, given["past_key_values"])
+        inputs = (given["attention_mask"], hidden, given.get("past_key_values"))
         return hidden.tracer.create_proxy("call_function", ops.attention_mask, inputs, options)
 
     return build

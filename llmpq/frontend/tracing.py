@@ -1,7 +1,5 @@
-"""The leaf tracer: a causal language model as a torch.fx graph of embedding, decoder layers, norm and head."""
+"""The outer graph of a model: embedding, layers, norm and head as nodes of torch.fx, layers called whole."""
 
-import inspect
-from collections.abc import Sequence
 from threading import RLock
 from typing import Any
 
@@ -9,113 +7,84 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from llmpq.errors import TraceError
+from llmpq.frontend.leaf_tracer import FAILURES, LeafTracer, traced_factories
 from llmpq.frontend.owned_masks import owned_masks
+from llmpq.frontend.traceable import parameters_of_forward, require_traceable
 from llmpq.fx import ops
 from llmpq.fx.graphs import downstream, placeholders, with_graph
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
-IMPLEMENTATIONS = ("sdpa", "eager")
 
-_TRACING = RLock()  # fx and the mask functions both change globals while a trace runs
-_RANK = {"input_ids": 2, "attention_mask": 2, "position_ids": 2}
+_TRACING = RLock()  # fx, the mask functions and the factories all change globals while a trace runs
 _PREFIX = "model."
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The outer graph of a transformers causal language model in eval mode.
+    """The outer graph of a model in eval mode: a causal language model or an encoder of transformers, or a module of the user's.
 
     Placeholders input_ids [batch, tokens], attention_mask [batch, past + tokens], position_ids [batch, tokens] and
-    past_key_values (llmpq.runtime.kv_cache.KvCache); returns logits [batch, tokens, vocabulary]. Decoder layers and
-    childless modules are `call_module` nodes whose targets are the model's own paths, so parameter names are the
-    model's; the parameters are shared, not copied. Masks are `llmpq.fx.ops.attention_mask` nodes; attention_mask may be None
-    when nothing is padded.
+    past_key_values (llmpq.runtime.kv_cache.KvCache), those that the model does not take without users; returns logits
+    [batch, tokens, vocabulary], or of a model without a head the hidden state. Layers and childless modules are `call_module`
+    nodes whose targets are the model's own paths, so parameter names are the model's; the parameters are shared, not copied.
+    Masks of transformers are `llmpq.fx.ops.attention_mask` nodes; attention_mask may be None when nothing is padded.
     Raises TraceError with the reason when the model cannot be traced.
     """
-    causal = require_causal_lm(model)
-    layers = decoder_layers(causal)
-    with _TRACING, owned_masks(causal):
+    layers = decoder_layers(require_traceable(model))
+    with _TRACING, owned_masks(model), traced_factories():
         try:
-            graph = _LeafTracer(tuple(layers.values())).trace(_Root(causal))
-        except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            graph = LeafTracer(tuple(layers.values())).trace(_Root(model))
+        except TraceError as error:
+            raise TraceError(f"{type(model).__name__}: {error}") from error
+        except FAILURES as error:
             reason = " ".join(str(error).split())
-            raise TraceError(f"{type(causal).__name__} cannot be traced: {reason}") from error
+            raise TraceError(f"{type(model).__name__} cannot be traced: {reason}") from error
     canonical = _canonical(graph, frozenset(layers))
     _admit_absent_mask(canonical)
-    return with_graph(causal, canonical, type(causal).__name__)
+    return with_graph(model, canonical, type(model).__name__)
 
 
 def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Path -> decoder layer, in order: the longest of the outermost module lists."""
+    """Path -> layer, in order: of the outermost module lists the one as long as the configuration says, else the longest."""
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
             lists[name] = module
-    name, layers = max(lists.items(), key=lambda item: len(item[1]), default=("", nn.ModuleList()))
+    config = model.config.get_text_config(decoder=True) if isinstance(model, PreTrainedModel) else None
+    said = getattr(config, "num_hidden_layers", None)
+    name, layers = max(lists.items(), key=lambda item: (len(item[1]) == said, len(item[1])), default=("", nn.ModuleList()))
     if not len(layers):
         raise TraceError(f"{type(model).__name__} has no list of decoder layers; expected an nn.ModuleList that holds them")
     return {f"{name}.{index}": layer for index, layer in enumerate(layers)}
 
 
-def require_causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The model, when it is one that can be traced. Raises TraceError with the reason and the remedy."""
-    if not isinstance(model, PreTrainedModel):
-        raise TraceError(
-            f"a {type(model).__name__} is not a transformers model; expected a PreTrainedModel such as LlamaForCausalLM"
-        )
-    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
-        raise TraceError(f"{type(model).__name__} has no language model head; expected a causal language model (…ForCausalLM)")
-    if model.training:
-        raise TraceError(f"{type(model).__name__} is in training mode; call model.eval() first")
-    if model.config._attn_implementation not in IMPLEMENTATIONS:
-        found = model.config._attn_implementation
-        raise TraceError(
-            f"attention implementation {found!r} cannot be traced; build the model with one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    return model
-
-
 class _Root(nn.Module):
-    """The model behind a signature that fx can read."""
+    """The model behind a signature that fx can read: each input goes to the parameter of its name, ids else to the first."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        takes = parameters_of_forward(model)
+        self.names = {name: name for name in INPUTS if name in takes} or {INPUTS[0]: takes[0]}
+        self.options = {"use_cache": True} if "past_key_values" in takes else {}
+        if isinstance(model, PreTrainedModel):
+            self.options["return_dict"] = True
+        self.first_position = first_position(model)
 
     def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past_key_values: Any) -> Any:
-        positions = {"position_ids": position_ids} if self.takes_positions else {}
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            use_cache=True,
-            return_dict=True,
-            **positions,
-        )
-        return outputs.logits
+        if self.first_position and "position_ids" in self.names:
+            position_ids = position_ids + self.first_position
+        inputs = dict(zip(INPUTS, (input_ids, attention_mask, position_ids, past_key_values)))
+        outputs = self.model(**{parameter: inputs[name] for name, parameter in self.names.items()}, **self.options)
+        if isinstance(self.model, PreTrainedModel):
+            return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+        return outputs
 
 
-class _RankedProxy(fx.Proxy):
-    """A placeholder whose number of dimensions is known: models branch on it."""
-
-    @property
-    def ndim(self) -> int:
-        return _RANK[self.node.name]
-
-    def dim(self) -> int:
-        return self.ndim
-
-
-class _LeafTracer(fx.Tracer):
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__(param_shapes_constant=True)
-        self._layers = frozenset(map(id, layers))
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) in self._layers or next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _RankedProxy(node, self) if node.op == "placeholder" and node.name in _RANK else super().proxy(node)
+def first_position(model: nn.Module) -> int:
+    """The position of the first token where a table of positions keeps rows free for padding (RoBERTa: padding_idx + 1)."""
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    found = next((table for table in tables if isinstance(table, nn.Embedding) and table.padding_idx is not None), None)
+    return 0 if found is None or found.padding_idx is None else found.padding_idx + 1
 
 
 def _canonical(traced: fx.Graph, layers: frozenset[str]) -> fx.Graph:

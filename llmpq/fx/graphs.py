@@ -25,8 +25,20 @@ def with_graph(root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: st
     """
     graph.lint()
     module = fx.GraphModule(root, graph, class_name=class_name)
+    if isinstance(root, nn.Module):
+        _keep_out_of_state(module, root)
     module.register_load_state_dict_pre_hook(_complete_ties)  # type: ignore[no-untyped-call]
     return module
+
+
+def _keep_out_of_state(module: nn.Module, root: nn.Module) -> None:
+    """Buffers that no checkpoint holds stay so where the graph reads them itself (fx registers them anew)."""
+    for path, owner in module.named_modules():
+        try:
+            original = root.get_submodule(path)
+        except AttributeError:
+            continue  # a module that a pass put in
+        owner._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(owner._buffers)
 
 
 def _complete_ties(module: nn.Module, state: dict[str, Tensor], *_: Any) -> None:

@@ -24,13 +24,17 @@ def attention_mask(
     window: int | None = None,
     implementation: MaskImplementation = "sdpa",
     materialize: bool = False,
+    chunk: int | None = None,
+    causal: bool = True,
 ) -> Tensor | None:
-    """The causal mask of one pass over `hidden`, as transformers' attention implementations want it.
+    """The mask of one pass over `hidden`, as transformers' attention implementations want it.
 
     attention_mask:  [batch, past + tokens], 1 for real tokens, 0 for padding; None: no padding
     hidden:          [batch, tokens, ...]; only its shape, dtype and device are read
     past_key_values: gives the past length of the whole pass
     window:          each token sees itself and the `window` - 1 tokens before it; None: all before it
+    chunk:           each token sees its own chunk of so many tokens, counted from the first real one; None: all
+    causal:          False: tokens see those behind them too (encoders)
     returns:         "sdpa": None when plain causality is all there is (unless `materialize`), else bool
                      [batch, 1, tokens, past + tokens], True where attention is allowed;
                      "eager": the same as 0 and the lowest number of hidden's dtype, always made.
@@ -40,12 +44,14 @@ def attention_mask(
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
     tokens, seen = hidden.shape[1], past + hidden.shape[1]
     padding = None if attention_mask is None else attention_mask[:, :seen].to(hidden.device, torch.bool)
-    if implementation == "sdpa" and not materialize and _is_plain_causal(padding, past, tokens, window):
+    if implementation == "sdpa" and not materialize and _is_plain(padding, past, tokens, window or chunk, causal):
         return None
     queries = torch.arange(past, seen, device=hidden.device)[:, None]
     keys = torch.arange(seen, device=hidden.device)[None, :]
-    allowed = keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
+    allowed = keys <= queries if causal else torch.ones(tokens, seen, dtype=torch.bool, device=hidden.device)
+    allowed = allowed if window is None else allowed & (keys > queries - window)
     mask = allowed.expand(hidden.shape[0], 1, tokens, seen)
+    mask = mask if chunk is None else mask & _same_chunk(padding, queries, keys, chunk)
     mask = mask if padding is None else mask & padding[:, None, None, :]
     if implementation == "sdpa":
         return mask
@@ -65,7 +71,15 @@ def wanted_positions(hidden: Tensor, past_key_values: WantsPositions) -> Tensor:
     return hidden if past_key_values.wants_every_position else hidden[:, -1:]
 
 
-def _is_plain_causal(padding: Tensor | None, past: int, tokens: int, window: int | None) -> bool:
-    if (window is not None and past + tokens >= window) or (past > 0 and tokens > 1):
+def _same_chunk(padding: Tensor | None, queries: Tensor, keys: Tensor, chunk: int) -> Tensor:
+    """[batch or 1, 1, tokens, past + tokens]: whether query and key are of one chunk, counted behind the padding on the left."""
+    left = torch.zeros(1, device=keys.device) if padding is None else (padding.cumsum(-1) == 0).sum(-1)
+    shift = left.long()[:, None, None, None]
+    return (queries - shift) // chunk == (keys - shift) // chunk
+
+
+def _is_plain(padding: Tensor | None, past: int, tokens: int, reach: int | None, causal: bool) -> bool:
+    """Whether what attention does without a mask is what the mask would say."""
+    if causal and ((reach is not None and past + tokens >= reach) or (past > 0 and tokens > 1)):
         return False
     return padding is None or (not padding.is_meta and bool(padding.all()))
