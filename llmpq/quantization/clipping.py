@@ -12,41 +12,37 @@ STEPS = 20  # a step is 2 to 3 %; bfloat16 tells scales apart that differ by 0.4
 CHUNK = 1 << 18  # weights looked at together: 1 MiB of fp32, which stays in a core's cache
 
 
-def quantize_clipped(
-    weight: Tensor, precision: Precision, scale_dtype: torch.dtype = torch.bfloat16, importance: Tensor | None = None
-) -> QuantizedWeight:
+def quantize_clipped(weight: Tensor, precision: Precision, scale_dtype: torch.dtype = torch.bfloat16) -> QuantizedWeight:
     """Round to nearest, with the scales of `clipped_scale`."""
-    return round_to(weight, precision, clipped_scale(weight, precision, scale_dtype, importance))
+    return round_to(weight, precision, clipped_scale(weight, precision, scale_dtype))
 
 
-def clipped_scale(weight: Tensor, precision: Precision, dtype: torch.dtype, importance: Tensor | None = None) -> Tensor:
-    """[out_features, groups] in `dtype`: of each group the scale of least sum of importance * (rounding error)^2.
+def clipped_scale(weight: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
+    """[out_features, groups] in `dtype`: of each group the scale of least squared rounding error.
 
-    importance: [in_features], E[x_i^2] of the input; None: equal. Tried are STEPS shares of the largest magnitude, the whole
-    first, so that no group is worse than under `quantize`. Raises QuantizationError like `quantize`.
+    Tried are STEPS shares of the largest magnitude, the whole first, so that no group is worse than under `quantize`. Raises
+    QuantizationError like `quantize`.
     """
     require_quantizable(weight, precision)
     rows = max(1, CHUNK // weight.shape[1])
-    return torch.cat([_scale(chunk, precision, dtype, importance) for chunk in torch.split(weight.detach(), rows)])
+    return torch.cat([_scale(chunk, precision, dtype) for chunk in torch.split(weight.detach(), rows)])
 
 
-def _scale(weight: Tensor, precision: Precision, dtype: torch.dtype, importance: Tensor | None) -> Tensor:
+def _scale(weight: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
     group_size = precision.group_size_for(weight.shape[1])
     grouped = weight.to(torch.float32).reshape(weight.shape[0], -1, group_size)
-    weights = None if importance is None else importance.to(torch.float32).reshape(-1, group_size)
     absmax, half = grouped.abs().amax(-1), 2 ** (precision.num_bits - 1)
     best = stored_scale(absmax, precision.num_bits, dtype)
-    least = _error(grouped, best, half, weights)
+    least = _error(grouped, best, half)
     for share in torch.linspace(1.0, LOWEST_SHARE[precision.num_bits], STEPS).tolist()[1:]:
         scale = stored_scale(absmax * share, precision.num_bits, dtype)
-        error = _error(grouped, scale, half, weights)
+        error = _error(grouped, scale, half)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
 
 
-def _error(grouped: Tensor, scale: Tensor, half: int, importance: Tensor | None) -> Tensor:
-    """[out, groups]: the (weighted) sum of squares of what rounding to `scale` changes."""
+def _error(grouped: Tensor, scale: Tensor, half: int) -> Tensor:
+    """[out, groups]: the sum of squares of what rounding to `scale` changes."""
     step = scale.to(torch.float32).unsqueeze(-1)
-    error = (grouped / step).round_().clamp_(-half, half - 1).mul_(step).sub_(grouped).square_()
-    return error.sum(-1) if importance is None else (error * importance).sum(-1)
+    return (grouped / step).round_().clamp_(-half, half - 1).mul_(step).sub_(grouped).square_().sum(-1)

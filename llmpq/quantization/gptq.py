@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from llmpq.precision import Precision
-from llmpq.quantization.clipping import clipped_scale, quantize_clipped
+from llmpq.quantization.clipping import clipped_scale
 from llmpq.quantization.hessian import Factor
-from llmpq.quantization.rounding import QuantizedWeight, quantize, require_quantizable
+from llmpq.quantization.rounding import QuantizedWeight, quantize, require_quantizable, round_to
 
 BLOCK = 128  # columns between two updates of all that follow
 
@@ -21,9 +21,9 @@ def gptq(weight: Tensor, precision: Precision, factor: Factor, scale_dtype: torc
     """
     require_quantizable(weight, precision)
     wide = weight.detach().to(torch.float32)
-    scale = clipped_scale(wide, precision, scale_dtype, factor.diagonal)
+    scale = clipped_scale(wide, precision, scale_dtype)
     found = passed_on(wide, precision, factor, scale)
-    for other in (quantize_clipped(wide, precision, scale_dtype), quantize(wide, precision, scale_dtype)):
+    for other in (round_to(wide, precision, scale), quantize(wide, precision, scale_dtype)):
         found = _better_rows(wide, factor, found, other)
     return found
 

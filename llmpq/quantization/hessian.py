@@ -42,11 +42,6 @@ class Factor:
     inverse: Tensor
     tokens: int
 
-    @property
-    def diagonal(self) -> Tensor:
-        """E[x_i^2], [in_features]."""
-        return self.matrix.diagonal()
-
     @classmethod
     def of(cls, matrix: Tensor, tokens: int, damping: float = DAMPING) -> "Factor":
         """`damping` times the mean of the diagonal is added to it, ten times more where that is not enough.

@@ -1,0 +1,278 @@
+"""Quantizers: what they cost in loss, seconds and memory, and whether a killed run ends with the same bytes.
+
+python benchmarks/quantizers.py loss [--only w4a16] | layer | resume
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import torch
+from machine import machine
+from rich.console import Console
+from rich.table import Table
+from torch.fx import GraphModule
+
+from llmpq.checkpoint.loss_increase import Losses, losses_of
+from llmpq.checkpoint.quantization_report import QuantizationReport, read_report
+from llmpq.checkpoint.reader import Checkpoint
+from llmpq.checkpoint.reference import reference_model
+from llmpq.checkpoint.shards import write_shards
+from llmpq.evaluation import Estimate, estimate
+from llmpq.frontend.build import build_model, trace_model
+from llmpq.frontend.models import DEMO, data_path
+from llmpq.frontend.texts import CALIBRATE, REPORT, read_tokens
+from llmpq.graph import LayerGraph
+from llmpq.hardware.cluster import Cluster
+from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
+from llmpq.precision import PRECISIONS
+from llmpq.quantization.original import load_original
+from llmpq.quantization.quantizers import Gptq, Quantizer, Rounding
+from llmpq.workload import Batch
+
+RESULTS = Path(__file__).parent / "results" / "quantizers.json"
+DIRECTORY = data_path("models", DEMO)
+TOKENS = 16384  # of the report text
+GROUPS = {"w8a16": (128,), "w4a16": (128, 64, 32), "w3a16": (128,), "w8a8": (None,)}
+KILLS = 20
+HIDDEN = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A quantizer on the whole demo model: increase of the loss over the original, and over rounding without clipping."""
+
+    precision: str
+    group_size: int | None
+    quantizer: str
+    increase: Estimate
+    over_rounding: Estimate | None
+    seconds: float
+    weight_bytes: int
+    smoothed: int
+
+
+@cache
+def traced(directory: Path) -> tuple[GraphModule, LayerGraph]:
+    return trace_model(build_model(directory), directory.name)
+
+
+def uniform_plan(graph: LayerGraph, option: str) -> Plan:
+    """Every layer on one device at one precision; what such a plan predicts is not looked at here."""
+    stage = Stage("CPU:0", 0, (option,) * graph.num_layers)
+    nothing = (
+        Prediction(1.0, 1.0, (), "not predicted"),
+        Quality(0.0, None, "not predicted"),
+        Optimality(2.0, None, False, "by hand"),
+    )
+    return Plan(graph.model, "bfloat16", Batch(1, 8, 8), Cluster.load("1xCPU"), (Pipeline((stage,), 1, 1),), *nothing)
+
+
+def write(directory: Path, out: Path, option: str, quantizer: Quantizer) -> QuantizationReport:
+    graph = traced(directory)[1]
+    write_shards(
+        out, Checkpoint.open(directory), graph, uniform_plan(graph, option), assets=directory, build={}, quantizer=quantizer
+    )
+    return read_report(out)
+
+
+def gptq(directory: Path, tokens: tuple[int, ...], **values: Any) -> Gptq:
+    return Gptq(traced(directory)[0], tokens, CALIBRATE, **values)
+
+
+@contextmanager
+def grouped(option: str, size: int | None) -> Iterator[None]:
+    """Inside the block the precision has groups of at most that size."""
+    before = PRECISIONS[option]
+    PRECISIONS[option] = replace(before, group_size=size)
+    try:
+        yield
+    finally:
+        PRECISIONS[option] = before
+
+
+def quantizers(option: str) -> dict[str, Quantizer]:
+    calibrate = read_tokens(DIRECTORY, CALIBRATE)[0]
+    found: dict[str, Quantizer] = {"rtn": Rounding(clip=False), "rtn, clipped": Rounding()}
+    found["gptq"] = gptq(DIRECTORY, calibrate, smooth=False)
+    if PRECISIONS[option].activation_bits < 16:
+        found["gptq, smoothed"] = gptq(DIRECTORY, calibrate)
+    return found
+
+
+def difference(left: Losses, right: Losses) -> Estimate:
+    pairs = zip(left.windows, right.windows, strict=True)
+    return estimate([torch.tensor(mine) - torch.tensor(other) for mine, other in pairs])
+
+
+def loss_cases(option: str) -> Iterator[Case]:
+    """Every quantizer at every group size, each beside rounding without clipping on the same tokens."""
+    report = read_tokens(DIRECTORY, REPORT)[0][:TOKENS]
+    original = losses_of(load_original(DIRECTORY), report)
+    for size in GROUPS[option]:
+        rounding: Losses | None = None
+        for name, quantizer in quantizers(option).items():
+            with TemporaryDirectory() as folder, grouped(option, size):
+                out = Path(folder) / "out"
+                told = write(DIRECTORY, out, option, quantizer)
+                losses = losses_of(reference_model(out), report)
+                stored = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+            over = None if rounding is None else difference(losses, rounding)
+            rounding = rounding or losses
+            yield Case(option, size, name, difference(losses, original), over, told.seconds, stored, len(told.smoothed))
+
+
+def layer_figures() -> dict[str, Any]:
+    """Seconds and memory of one layer with hidden size 2048 and random weights, rounded and by GPTQ."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=5632,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=1024,
+    )
+    torch.manual_seed(0)
+    tokens = tuple(torch.randint(0, 1024, (8192,)).tolist())
+    with TemporaryDirectory() as folder:
+        directory = Path(folder) / "model"
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+        found = {}
+        for name, quantizer in (
+            ("rtn", Rounding()),
+            ("gptq", gptq(directory, tokens)),
+            ("gptq, spilled", gptq(directory, tokens, limit_bytes=0)),
+        ):
+            told = write(directory, Path(folder) / "out", "w4a16", quantizer)
+            found[name] = {"seconds": told.seconds, **asdict(told.memory), "spilled_bytes": told.spilled_bytes}
+    parameters = traced(directory)[1].kind_of(0).parameters
+    return {"hidden_size": HIDDEN, "parameters": parameters, "tokens": len(tokens), "precision": "w4a16", "quantizers": found}
+
+
+def digest(out: Path) -> str:
+    """Of every file but build.json, which holds durations."""
+    files = sorted(path for path in out.iterdir() if path.name != "build.json")
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+
+
+def kill_figures() -> dict[str, Any]:
+    """Killed at moments drawn evenly over the time of an undisturbed run, then run again to the end."""
+    quantizer = gptq(DIRECTORY, read_tokens(DIRECTORY, CALIBRATE)[0], count=8)
+    fork = multiprocessing.get_context("fork")
+    moments, runs = random.Random(0), []
+    with TemporaryDirectory() as folder:
+        undisturbed = Path(folder) / "undisturbed"
+        started = time.perf_counter()
+        in_process(fork, partial(write, DIRECTORY, undisturbed, "w4a16", quantizer), None)
+        whole = time.perf_counter() - started
+        for kill in range(KILLS):
+            out, after = Path(folder) / f"out-{kill}", moments.uniform(0, whole)
+            work = partial(write, DIRECTORY, out, "w4a16", quantizer)
+            killed = in_process(fork, work, after)
+            in_process(fork, work, None)
+            runs.append(
+                {
+                    "after_s": round(after, 2),
+                    "killed": killed,
+                    "resumed_layers": read_report(out).resumed,
+                    "same_bytes": digest(out) == digest(undisturbed),
+                }
+            )
+        left = sorted(path.name for path in Path(folder).iterdir() if path.name.startswith("."))
+    return {"undisturbed_s": round(whole, 2), "runs": runs, "left_behind": left}
+
+
+def in_process(fork: Any, work: Any, kill_after: float | None) -> bool:
+    """Runs `work` in a process of its own; whether it was killed after that many seconds, before it ended by itself."""
+    process = fork.Process(target=work)
+    process.start()
+    process.join(kill_after)
+    alive = process.is_alive()
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return alive
+
+
+def keep(section: str, value: Any) -> None:
+    """Writes one section of the results; the others stay."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(
+        json.dumps({**results, section: {"machine": machine(), "load_average": os.getloadavg(), **value}}, indent=1) + "\n"
+    )
+
+
+def show(cases: list[dict[str, Any]]) -> None:
+    table = Table(title="demo model, report text: nats per token")
+    for column in ("precision", "groups", "quantizer", "increase", "over rtn", "standard errors", "seconds", "MB"):
+        table.add_column(column, justify="right")
+    for case in cases:
+        over = case["over_rounding"]
+        ratio = "" if over is None else f"{over['mean'] / over['error']:+.1f}"
+        cells = (
+            case["precision"],
+            str(case["group_size"] or "row"),
+            case["quantizer"],
+            shown(case["increase"]),
+            "" if over is None else shown(over),
+        )
+        table.add_row(*cells, ratio, f"{case['seconds']:.1f}", f"{case['weight_bytes'] / 1e6:.2f}")
+    Console(width=130).print(table)
+
+
+def shown(value: dict[str, Any]) -> str:
+    return f"{value['mean']:+.4f} ± {value['error']:.4f}"
+
+
+@click.group()
+def main() -> None:
+    """What quantizers cost, and whether a killed run ends with the same bytes."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@main.command()
+@click.option("--only", type=click.Choice(tuple(GROUPS)), help="This precision alone; the results of the others stay.")
+def loss(only: str | None) -> None:
+    """Increase of the loss on the demo model's report text, at every precision and group size."""
+    known = json.loads(RESULTS.read_text()).get("loss", {}).get("cases", []) if RESULTS.exists() else []
+    for option in GROUPS if only is None else (only,):
+        known = [case for case in known if case["precision"] != option] + [asdict(case) for case in loss_cases(option)]
+        keep("loss", {"tokens": TOKENS, "cases": sorted(known, key=lambda case: list(GROUPS).index(case["precision"]))})
+    show(known)
+
+
+@main.command()
+def layer() -> None:
+    """Seconds and memory of one layer of hidden size 2048."""
+    found = layer_figures()
+    keep("layer", found)
+    Console().print_json(json.dumps(found))
+
+
+@main.command()
+def resume() -> None:
+    """Twenty kills, twenty times the same bytes."""
+    found = kill_figures()
+    keep("resume", found)
+    same = sum(run["same_bytes"] for run in found["runs"])
+    Console().print(
+        f"{same} of {len(found['runs'])} killed runs ended with the undisturbed bytes; left behind: {found['left_behind']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
