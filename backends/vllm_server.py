@@ -98,8 +98,9 @@ class VllmServer:
 
     def log_probs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities (nats) of tokens 1, 2, … of the sequence given those before them."""
-        asked = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        steps = self._post("/v1/completions", asked)["choices"][0]["prompt_logprobs"]
+        steps = self.complete({"prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0})[
+            "prompt_logprobs"
+        ]
         return [float(step[str(token)]["logprob"]) for token, step in zip(token_ids[1:], steps[1:], strict=True)]
 
     def kv_blocks(self) -> int:
@@ -110,6 +111,10 @@ class VllmServer:
                 f"{self.url}/metrics does not tell the number of KV blocks; is this vLLM the version of vllm.json?"
             )
         return int(told[1])
+
+    def complete(self, request: dict[str, Any]) -> Any:
+        """The only choice of /v1/completions for the fields of a request; "model" is filled in."""
+        return self._post("/v1/completions", request)["choices"][0]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         models = json.loads(self._get("/v1/models"))["data"]

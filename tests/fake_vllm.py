@@ -26,7 +26,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(400, "prompt is empty")
             return
         steps = [None, *({str(token): {"logprob": -float(token)}} for token in asked["prompt"][1:])]
-        self.answer(200, json.dumps({"choices": [{"prompt_logprobs": steps, "model": asked["model"]}]}))
+        ended = 4 in asked.get("stop_token_ids", [])
+        choice = {
+            "prompt_logprobs": steps,
+            "token_ids": [*asked["prompt"][-1:], 4][: asked["max_tokens"]],
+            "finish_reason": "stop" if ended else "length",
+            "logprobs": {"token_logprobs": [-0.5, -0.25]} if "logprobs" in asked else None,
+        }
+        self.answer(200, json.dumps({"choices": [choice]}))
 
     def answer(self, code: int, text: str) -> None:
         self.send_response(code)

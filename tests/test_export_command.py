@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmpq.commands import engine_server
-from llmpq.commands.engine_server import engine_python, reference_log_probs, token_windows
+from llmpq.backends.vllm_environment import PYTHON_VARIABLE, engine_python
+from llmpq.commands.engine_check import reference_log_probs, token_windows
 from llmpq.errors import InputError
 from llmpq.runtime.launcher import free_port
 from tests.command_line import ROOT, environment
@@ -119,12 +119,12 @@ def test_the_interpreter_is_the_one_named_the_variable_then_the_one_of_make_engi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(engine_server.PYTHON_VARIABLE, raising=False)
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     assert engine_python(None) == sys.executable
     (tmp_path / ".engines" / "bin").mkdir(parents=True)
     (tmp_path / ".engines" / "bin" / "python").touch()
     assert engine_python(None) == str(tmp_path / ".engines" / "bin" / "python")
-    monkeypatch.setenv(engine_server.PYTHON_VARIABLE, "/elsewhere/python")
+    monkeypatch.setenv(PYTHON_VARIABLE, "/elsewhere/python")
     assert engine_python(None) == "/elsewhere/python"
     assert engine_python("mine") == "mine"
 

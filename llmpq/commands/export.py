@@ -39,9 +39,12 @@ def command(out: Path, engine: str, directory: Path, check: bool, python: str | 
 
 
 def _check(out: Path, directory: Path, python: str | None, text: str) -> object:
-    from llmpq.commands.engine_server import check, engine_python, server_of
+    from llmpq.backends.vllm_environment import server_of
+    from llmpq.commands.engine_check import check
 
-    with server_of(directory, engine_python(python), port=None) as (server, settings):
+    server, settings = server_of(directory, python)
+    click.echo(f"llmpq: checking with PYTHON={server.python} {' '.join(server.command)}", err=True)
+    with server:
         return check(server, settings, out, text)
 
 

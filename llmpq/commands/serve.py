@@ -32,12 +32,14 @@ def command(
     out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, checking: bool, text: str, quiet: bool
 ) -> None:
     """Serve OUT, a compiled model or its export to vllm, until interrupted. Further options go to vLLM as they are."""
-    from llmpq.commands.engine_server import check, engine_python, server_of
+    from llmpq.backends.vllm_environment import server_of
+    from llmpq.commands.engine_check import check
 
     with _export_of(out) as (directory, weights):
         log = (lambda line: None) if quiet else (lambda line: click.echo(f"[vllm] {line}", err=True))
-        started = server_of(directory, engine_python(python), port, host=host, extra=engine_options, log=log)
-        with _stopped_by_signals(), started as (server, settings):
+        server, settings = server_of(directory, python, port, host=host, extra=engine_options, log=log)
+        click.echo(f"llmpq: starting PYTHON={server.python} {' '.join(server.command)}", err=True)
+        with _stopped_by_signals(), server:
             if checking:
                 print_json({"url": server.url, "check": check(server, settings, weights, text)})
             click.echo(f"llmpq: serving {settings.served_model_name} at {server.url}/v1; Ctrl-C stops it", err=True)
