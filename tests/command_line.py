@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "examples" / "clusters" / "two-unlike-cpus.yaml"
 WORKLOAD = ("--batch-size", "8", "--prompt-len", "64", "--gen-len", "32")
-PLANNED = ("--cluster", str(CLUSTER), *WORKLOAD, "--indicator", "prior")
+PLANNED = ("--cluster", str(CLUSTER), *WORKLOAD, "--indicator", "prior", "--quantizer", "rtn")
 PROCESS_TIMEOUT_S = 300
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from llmpq.errors import CheckpointError, InputError
 from llmpq.frontend.cached_graphs import traced_module_of
-from llmpq.frontend.models import DEMO, ModelSource, calibration_text, load_tokenizer, token_ids
+from llmpq.frontend.models import ModelSource
+from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
 from llmpq.precision import PRECISIONS
-from llmpq.program import Calibration, Program
+from llmpq.program import Program
 
 if TYPE_CHECKING:
     from llmpq.quantization.quantizers import Quantizer
@@ -31,27 +32,20 @@ def choose_quantizer(
     if name == "rtn" or not any(PRECISIONS[option].is_quantized for option in plan.options):
         return Rounding(), program
     try:
-        calibration = program.calibration or _calibration(directory, text)
+        token_ids, title = read_tokens(directory, text or CALIBRATE)
     except CheckpointError as error:
         if name == "gptq":
             raise
         return Rounding(), _with_notice(program, f"weights are rounded to nearest, not calibrated: {error}")
-    if len(calibration.token_ids) < FEWEST_TOKENS:
-        short = f"calibration text {calibration.text_name} has {len(calibration.token_ids)} tokens"
+    if len(token_ids) < FEWEST_TOKENS:
+        short = f"calibration text {title} has {len(token_ids)} tokens"
         if name == "gptq":
             raise InputError(f"{short}; GPTQ needs at least {FEWEST_TOKENS}, some ten thousand are better")
         return Rounding(), _with_notice(program, f"{short}; weights are rounded to nearest")
-    if text is None and source.name != DEMO:
-        program = _with_notice(
-            program, "GPTQ is calibrated on the bundled text, Python source; give text like the model's own with --calibration"
-        )
-    return Gptq(traced_module_of(source), calibration.token_ids, calibration.text_name), program
-
-
-def _calibration(directory: Path, text: str | PathLike[str] | None) -> Calibration:
-    content, name = calibration_text(text)
-    return Calibration(directory, tuple(token_ids(load_tokenizer(directory), content)), name)
+    notice = bundled_text_notice("weights are calibrated", source.name, "--calibration") if text is None else None
+    program = program if notice is None else _with_notice(program, notice)
+    return Gptq(traced_module_of(source), token_ids, title), program
 
 
 def _with_notice(program: Program, notice: str) -> Program:
-    return replace(program, notices=(*program.notices, notice))
+    return program if notice in program.notices else replace(program, notices=(*program.notices, notice))

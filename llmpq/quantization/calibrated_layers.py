@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmpq.errors import QuantizationError
-from llmpq.graph import LayerGraph
+from llmpq.graph import LayerGraph, Linear
 from llmpq.precision import Precision
 from llmpq.quantization.activations import Activations
 from llmpq.quantization.clipping import quantize_clipped
@@ -81,15 +81,18 @@ class CalibratedLayers:
     def _linears(self, layer: int) -> dict[str, Precision]:
         """Name relative to the layer -> precision of the linears to quantize."""
         name = self._graph.layer_names[layer]
-        paths = {linear.name: f"{name}.{linear.name}" for linear in self._graph.kind_of(layer).linears}
+        paths = {linear.name: f"{name}.{linear.name}" for linear in self._kind_linears(layer)}
         return {path: self._precisions[full] for path, full in paths.items() if full in self._precisions}
+
+    def _kind_linears(self, layer: int) -> tuple[Linear, ...]:
+        return self._graph.kind_of(layer).linears
 
     def _calibrate(
         self, layer: int, module: nn.Module, linears: Mapping[str, Precision], smoothed: Mapping[str, Tensor]
     ) -> LayerResult:
         name = self._graph.layer_names[layer]
         groups: dict[str, list[str]] = {}
-        for linear in self._graph.kind_of(layer).linears:
+        for linear in self._kind_linears(layer):
             if linear.name in linears:
                 groups.setdefault(linear.fusion_group, []).append(linear.name)
         weights: dict[str, QuantizedWeight] = {}
