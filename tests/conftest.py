@@ -83,5 +83,15 @@ def mixture(out: Path, precisions: tuple[str, ...]) -> Path:
     from tests.values import two_cpus
 
     rules = [*(f"count({precision}) >= 2" for precision in precisions), "first_layer.device != last_layer.device"]
-    compile("demo", two_cpus(), Batch(4, 48, 24), out=out, precisions=precisions, constraints=rules, indicator="prior")
+    compile(
+        "demo",
+        two_cpus(),
+        Batch(4, 48, 24),
+        out=out,
+        precisions=precisions,
+        constraints=rules,
+        indicator="prior",
+        quantizer="rtn",
+        quality_check=False,
+    )
     return out

@@ -3,6 +3,7 @@
 import gc
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ BATCH = Batch(2, 16, 8)
 
 
 def test_an_output_that_nobody_named_lives_as_long_as_the_result() -> None:
-    compiled = compile("demo", two_cpus(), BATCH, indicator="prior")
+    compiled = compile("demo", two_cpus(), BATCH, indicator="prior", quality_check=False)
     directory = compiled.directory
     assert verify(directory) and compiled.generate("def main(", max_new_tokens=3)
     reference = compiled.reference()
@@ -37,9 +38,8 @@ def test_an_output_that_nobody_named_lives_as_long_as_the_result() -> None:
 
 def test_an_output_that_was_named_is_what_load_gives_back(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    compiled = compile(
-        "demo", two_cpus(), BATCH, out=tmp_path / "a" / "out", indicator="prior", progress=lambda *step: seen.append(step)
-    )
+    told: dict[str, Any] = {"progress": lambda *step: seen.append(step)}
+    compiled = compile("demo", two_cpus(), BATCH, out=tmp_path / "a" / "out", indicator="prior", quality_check=False, **told)
     assert compiled.directory == tmp_path / "a" / "out"
     assert load(compiled.directory).plan == compiled.plan
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen) and seen[-1][1] == seen[-1][2]
@@ -51,7 +51,7 @@ def test_a_compile_that_fails_half_way_leaves_no_directory(tmp_path: Path) -> No
     tensors["model.layers.11.mlp.down_proj.weight"][3, 5] = torch.nan
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(QuantizationError, match=r"layers\.11\.mlp\.down_proj\.weight: .*1 values"):
-        compile(model, two_cpus(), BATCH, out=tmp_path / "out", indicator="prior")
+        compile(model, two_cpus(), BATCH, out=tmp_path / "out", indicator="prior", quality_check=False)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -67,7 +67,9 @@ def test_what_the_options_name_is_checked_before_any_pass_runs(options: Planning
 
 def test_an_earlier_output_is_replaced(tmp_path: Path) -> None:
     for options in (("16",), ("w4a16",)):
-        compiled = compile("demo", two_cpus(), BATCH, out=tmp_path / "out", precisions=options, theta=0.0, indicator="prior")
+        compiled = compile(
+            "demo", two_cpus(), BATCH, out=tmp_path / "out", precisions=options, theta=0.0, indicator="prior", quality_check=False
+        )
         assert set(load(tmp_path / "out").plan.options) == set(compiled.plan.options) == set(options)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -85,7 +87,7 @@ def test_a_directory_with_its_configuration_alone_is_planned_by_the_prior(tmp_pa
 def test_weights_without_a_tokenizer_are_compiled_by_the_prior_and_refused_by_the_indicator(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(DEMO, model, ignore=shutil.ignore_patterns("tokenizer*", "texts"))
-    assert compile(model, two_cpus(), BATCH, out=tmp_path / "out", indicator="prior").plan.stages
+    assert compile(model, two_cpus(), BATCH, out=tmp_path / "out", indicator="prior", quality_check=False).plan.stages
     with pytest.raises(CheckpointError, match=r"no tokenizer that transformers reads .*; copy tokenizer.json beside the weights"):
         plan(model, two_cpus(), BATCH, indicator="variance")
 
