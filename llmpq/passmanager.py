@@ -35,6 +35,7 @@ PASSES: dict[str, str] = {
     "derive-costs": "llmpq.passes.derive_costs:DeriveCosts",
     "estimate-sensitivity": "llmpq.passes.estimate_sensitivity:EstimateSensitivity",
     "assign-joint": "llmpq.passes.assign_joint:AssignJoint",
+    "assign-robust": "llmpq.passes.assign_robust:AssignRobust",
     "assign-even": "llmpq.passes.assign_even:AssignEven",
     "assign-hand": "llmpq.passes.assign_hand:AssignHand",
     "assign-fastest": "llmpq.passes.assign_fastest:AssignFastest",

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands.answers import answer_options, assignment, is_asked, print_answers
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress
@@ -12,6 +13,7 @@ from llmpq.commands.output import print_kv_blocks, print_plan, print_program, pr
 @click.command("plan")
 @click.argument("model")
 @planning_options
+@answer_options
 def command(model: str, as_json: bool, **values: Any) -> None:
     """Decide, from the configuration of MODEL alone, what runs where and at which precision.
 
@@ -19,7 +21,7 @@ def command(model: str, as_json: bool, **values: Any) -> None:
     """
     from llmpq.compiler import plan
 
-    planning = Planning.of(values)
+    planning = Planning.of(values | {"assign": assignment(values)})
     with progress("planning"), explained(as_json):
         program = plan(
             model,
@@ -32,7 +34,11 @@ def command(model: str, as_json: bool, **values: Any) -> None:
         )
     if values["stop_after"]:
         print_program(program, as_json)
-    else:
+        return
+    asked = is_asked(values)
+    if not (asked and as_json):
         print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)
-        if not as_json:
-            print_kv_blocks(program.require("plan"), program.graph, program.request.engine)
+    if not as_json:
+        print_kv_blocks(program.require("plan"), program.graph, program.request.engine)
+    if asked:
+        print_answers(program, values, as_json)
