@@ -4,6 +4,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from llmpq.graph import LayerGraph
+from llmpq.op_graph import Op, OpGraph
 from llmpq.plan import Plan, Stage
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
@@ -50,6 +51,25 @@ def format_graph(graph: LayerGraph) -> str:
     if graph.tied_head:
         lines.append(f"  head {graph.head} tied to {graph.tied_head}")
     return "\n".join(lines)
+
+
+def format_op_graph(graph: OpGraph) -> str:
+    """One line per operator: what it reads, its parameters, FLOPs and bytes as functions of batch, tokens and context."""
+    lines = [f"operators of {', '.join(graph.inputs)} -> {', '.join(graph.outputs)}"]
+    lines += [line for op in graph.ops for line in _format_op(op)]
+    lines.append(f"  FLOPs {graph.flops}; parameters {graph.weight_bytes:,} bytes")
+    return "\n".join(lines)
+
+
+def _format_op(op: Op) -> list[str]:
+    """The operator; below it what it costs, where it costs anything."""
+    weights = "".join(f" {weight.name} {list(weight.shape)}" for weight in op.weights)
+    stored = " transposed" if op.product is not None and op.product.transposed else ""
+    heads = f" {op.heads.num_heads} heads, {op.heads.num_kv_heads} kv, {op.heads.head_dim}" if op.heads is not None else ""
+    flops = [f"FLOPs {op.flops}"] if op.flops.terms else []
+    moved = [f"reads {op.reads}", f"writes {op.writes}"] if op.kind != "view" else []
+    costs = [f"      {'; '.join([*flops, *moved])}"] if flops or moved else []
+    return [f"  {op.name} = {op.detail}({', '.join(op.inputs)}){weights}{stored}{heads}", *costs]
 
 
 def format_plan(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from llmpq.frontend.op_emission import op_graph
 from llmpq.frontend.op_patterns import merge_patterns
 from llmpq.frontend.op_recording import Record, Recorder, Value
 from llmpq.frontend.tracing import INPUTS
-from llmpq.fx.graphs import downstream
+from llmpq.fx.graphs import downstream, placeholders
 from llmpq.fx.modules import copy_sharing_tensors
 from llmpq.op_graph import OpGraph
 
@@ -64,12 +64,13 @@ def model_ops(traced: fx.GraphModule, kinds: dict[str, int]) -> ModelOps:
 class _Writer:
     """Stands for the KV cache: what is written to it becomes an operator that returns past and new positions."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, past: int | torch.SymInt) -> None:
         self._recorder = recorder
+        self._past = past
         self.written: list[tuple[CacheWrite, ...]] = []
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._recorder.past  # type: ignore[return-value]
+        return self._past  # type: ignore[return-value]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.written.append(tuple(CacheWrite(int(new.shape[1]), int(new.shape[3])) for new in (key, value)))
@@ -81,7 +82,7 @@ class _Writer:
 
     def _extended(self, new: Tensor) -> Tensor:
         *outer, tokens, size = new.shape
-        whole = self._recorder.empty(*outer, self._recorder.past + tokens, size, dtype=new.dtype)
+        whole = self._recorder.empty(*outer, self._past + tokens, size, dtype=new.dtype)
         return self._recorder.append("cache_update", (new,), whole)
 
 
@@ -90,7 +91,7 @@ class _OpInterpreter(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule, kinds: dict[str, int], recorder: Recorder) -> None:
         super().__init__(traced)
-        self.cache = _Writer(recorder)
+        self.cache = _Writer(recorder, recorder.past if _caches(traced, kinds) else 0)
         self._kinds = kinds
         self._recorder = recorder
         self._behind = downstream(traced.graph, frozenset(kinds))
@@ -174,6 +175,12 @@ class _OpInterpreter(fx.Interpreter):
         rough = draft(records, results, frozenset(self._recorder.parameters))
         merge_patterns(rough)
         return op_graph(rough, names, lambda name: name.removeprefix(prefix))
+
+
+def _caches(traced: fx.GraphModule, kinds: Mapping[str, int]) -> bool:
+    """Whether layers are handed the cache; without one there is no past."""
+    cache = placeholders(traced.graph)["past_key_values"]
+    return any(user.op == "call_module" and user.target in kinds for user in cache.users)
 
 
 @contextmanager

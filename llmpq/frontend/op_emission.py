@@ -45,7 +45,7 @@ class _Emitter:
         if node is not None:
             place = node.outputs.index(value)
             return f"{self._names[node]}.{place}" if place else self._names[node]
-        name = self._outside.get(value, "unnamed")
+        name = self._outside.get(value, "constant")
         self.inputs.setdefault(name)
         return name
 
