@@ -18,6 +18,7 @@ from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import BackendError, CheckpointError, InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.models import load_tokenizer, resolve, token_ids
+from llmpq.frontend.module_files import with_module
 from llmpq.generation import OnToken, SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.passmanager import run_passes
@@ -200,6 +201,24 @@ class CompiledModel:
                 outputs.append(x)
         return outputs
 
+    def forward(self, input_ids: "Tensor", attention_mask: "Tensor | None" = None) -> "Tensor":
+        """What the last stage makes of input_ids [batch, tokens]: logits or hidden state of every position, without a cache.
+
+        attention_mask: [batch, tokens], 1 for real tokens; None: all of them. This is how encoders run.
+        """
+        import torch
+
+        from llmpq.runtime.kv_cache import PassingCache
+
+        ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (ones.cumsum(-1) - 1).clamp(min=0)
+        x = input_ids
+        with torch.inference_mode():
+            for stage, device in zip(self.stages, self.torch_devices):
+                mask = None if attention_mask is None else attention_mask.to(device)
+                x = stage(x.to(device), mask, positions.to(device), PassingCache())
+        return x
+
     def export(self, out: str | Path, to: str | None = None, *, link: bool = False) -> Path:
         """Copy the compiled model to `out`, which must not exist or be empty.
 
@@ -236,9 +255,10 @@ class CompiledModel:
         return format_plan(self.plan)
 
 
-def load(directory: str | Path) -> CompiledModel:
+def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledModel:
     """The compiled model of an output directory: its plan is read, its graph traced, annotated, cut and lowered; no weights yet.
 
+    module: what was compiled, where it was a module that transformers cannot build; its weights are not used.
     Passes of the user's that it was compiled with run again. Raises CheckpointError when one of them is not there any more,
     or when the directory is not one that `compile` wrote.
     """
@@ -246,7 +266,7 @@ def load(directory: str | Path) -> CompiledModel:
     if not is_output(path):
         raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
     plan = read_plan(path)
-    source = replace(resolve(path, weights=False), name=plan.model)
+    source = with_module(replace(resolve(path, weights=False), name=plan.model), module)
     graph = layer_graph_of(source)
     request = Request(plan.cluster, plan.workload, parse_precisions(tuple(dict.fromkeys(plan.options))))
     program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=traced_module_of(source))

@@ -12,6 +12,7 @@ from llmpq.errors import InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
+from llmpq.frontend.module_files import with_files
 from llmpq.frontend.texts import CALIBRATE, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
@@ -68,7 +69,10 @@ def compile(
     progress: "Progress | None" = None,
     **options: Unpack[PlanningOptions],
 ) -> "CompiledModel":
-    """Plan, quantize and write one shard per stage to `out` (a temporary directory, removed with the result, by default)."""
+    """Plan, quantize and write one shard per stage to `out` (a temporary directory, removed with the result, by default).
+
+    model: directory, hub id, `demo`, or an nn.Module with weights; one that transformers cannot build is needed again by `load`.
+    """
     from llmpq.checkpoint.lowering_file import Lowering
     from llmpq.checkpoint.manifest import is_output
     from llmpq.checkpoint.reader import Checkpoint
@@ -81,7 +85,8 @@ def compile(
     given = Options(**options)
     passes = _to_stages(pipelines(given))
     lowering = Lowering.of(passes.lowering)
-    source = resolve(model, weights=True)
+    originals = TemporaryOutput()
+    source = with_files(resolve(model, weights=True), originals.path)
     if source.directory is None:
         raise InputError(
             f"model {source.name!r} is a configuration without weights; `plan` takes it, `compile` needs a directory or hub id"
@@ -98,7 +103,8 @@ def compile(
     folder = source.directory
 
     def write(planned: Program) -> Program:
-        quantizer, told = choose_quantizer(source, folder, planned, given.quantizer, given.calibration)
+        name = given.quantizer if planned.graph.generates else "rtn"
+        quantizer, told = choose_quantizer(source, folder, planned, name, given.calibration)
         plan = planned.require("plan")
         shared: dict[str, Any] = {"build": build, "quantizer": quantizer, "lowering": lowering, "progress": progress}
         write_shards(directory, checkpoint, planned.graph, plan, assets=folder, **shared)
@@ -106,7 +112,7 @@ def compile(
 
     assignment = tuple(item for item in passes.planning if "plan" in item.provides)
     program = carry_out(program, write, assignment, folder, directory, given)
-    return replace(load(directory), notices=program.request.cluster.notices + program.notices, _keep=keep)
+    return replace(load(directory, source.module), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 
 def _to_stages(passes: Pipelines) -> Pipelines:
@@ -181,7 +187,8 @@ def _start(
     rows_of(program, Candidate(tuple(range(len(request.cluster.devices))), 1, 1))  # rules that name what is not there, at once
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
-    return replace(program, calibration=_calibration(source, options))
+    can_measure = graph.generates and source.module is None
+    return replace(program, calibration=_calibration(source, options) if can_measure else None)
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:

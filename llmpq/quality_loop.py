@@ -84,6 +84,8 @@ def _texts(program: Program, model: Path, options: Options) -> tuple[Texts | Non
         return None, "--no-quality-check"
     if program.request.target.budget is None:
         return None, "no quality target was given"
+    if not program.graph.generates:
+        return None, f"{program.graph.architecture} continues no text"
     reason = no_room_for(Checkpoint.open(model))
     if reason is not None:
         return None, reason

@@ -76,7 +76,7 @@ def _model_class(config: PreTrainedConfig, text_config: PreTrainedConfig) -> Any
 def _build(model_class: Any, config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
     with _ParametersOnMeta():
         model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
-    _move_parameters(model)
+    move_parameters(model)
     built: PreTrainedModel = model.eval()
     return built
 
@@ -95,7 +95,7 @@ class _ParametersOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _move_parameters(model: nn.Module) -> None:
+def move_parameters(model: nn.Module) -> None:
     """Put what was not allocated by `torch.empty` (norms filled with ones) on the meta device too; ties are kept."""
     moved: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
