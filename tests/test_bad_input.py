@@ -291,7 +291,10 @@ main()
 """
 
 
-def test_an_interrupted_compile_leaves_nothing_behind_and_an_earlier_output_untouched(mixed_out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compile_leaves_nothing_behind_and_an_earlier_output_untouched(
+    sent: signal.Signals, mixed_out: Path, tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(mixed_out, tmp_path / "out"))
     command = [sys.executable, "-c", HELD, "compile", "demo", *PLANNED, "-o", str(out)]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -299,7 +302,7 @@ def test_an_interrupted_compile_leaves_nothing_behind_and_an_earlier_output_unto
         assert process.stdout.readline() == "a stage is written\n"
         partial, finished = sorted(path.name for path in tmp_path.iterdir())
         assert partial.startswith(".out.partial-") and finished == "out"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         rest, err = process.communicate(timeout=120)
     assert (process.returncode, rest) == (130, "")
     assert err == "\nllmpq: interrupted; nothing half-written was left behind\n"  # on a line below the terminal's ^C
