@@ -17,13 +17,15 @@ from llmpq.costs import CostTable, ServingStep
 from llmpq.costs.latency import embedding_latency_s, head_latency_s
 from llmpq.costs.op_latency import attention_s, of_batch, products_s, streams_s
 from llmpq.errors import InfeasibleError, InputError
+from llmpq.hardware.cluster import Cluster, Link
 from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.plan import SERVED_TOKENS, Optimality, Plan
+from llmpq.planning.bottleneck import bottleneck
 from llmpq.planning.candidates import candidate_groups
 from llmpq.planning.make_plan import make_plan
-from llmpq.planning.orders import link_table
+from llmpq.planning.orders import identical_devices, link_table
 from llmpq.planning.quick_bounds import quick_bound
-from llmpq.planning.search import search
+from llmpq.planning.search import EVERYTHING, _Item, _Search, search
 from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request, Target
@@ -55,8 +57,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llmpq.costs.serving, "MOST_SEQUENCES", MOST)
 
 
-def plans(program: Program) -> Iterator[tuple[float, float, int]]:
-    """(seconds of a trip, trips to the first token, running sequences) of all that fits, from the formulas alone."""
+def plans(program: Program) -> Iterator[tuple[float, float, int, int]]:
+    """(seconds of a trip, trips to the first token, running sequences, stages) of all that fits, from the formulas alone."""
     costs: CostTable = program.require("costs")
     cluster, kinds, links = program.request.cluster, program.graph.layer_kind, link_table(program.request.cluster)
     table, budget, workload = program.require("sensitivity"), program.request.target.budget, program.request.workload
@@ -90,7 +92,7 @@ def plans(program: Program) -> Iterator[tuple[float, float, int]]:
                     hops = [links[a][b].transfer_s(decode.hidden_bytes) for a, b in pairwise(order)]
                     back = [links[order[-1]][order[0]].transfer_s(step.sequences * 8)] if stages > 1 else [0.0]
                     stage_s = [own + hop for own, hop in zip(times, hops + back)]
-                    yield max(sum(stage_s), stages * max(stage_s)), step.trips_to_first_token, running
+                    yield max(sum(stage_s), stages * max(stage_s)), step.trips_to_first_token, running, stages
 
 
 def planned(program: Program) -> Plan:
@@ -104,7 +106,7 @@ def planned(program: Program) -> Plan:
 @given(SEEDS)
 def test_the_planned_throughput_is_the_best_of_an_enumeration(seed: int) -> None:
     program = serving_program(seed)
-    best = max((running / trip for trip, _, running in plans(program)), default=None)
+    best = max((running / trip for trip, _, running, _ in plans(program)), default=None)
     if best is None:
         assert search(program, program.request.target.budget) is None
         return
@@ -122,10 +124,10 @@ def test_the_limits_of_latency_are_kept_and_cost_no_more_throughput_than_they_mu
     free = list(plans(serving_program(seed, ttft_s=1e9)))
     if not free:
         return
-    fastest = min(trip for trip, _, _ in free)
-    limits = {"ttft_s": first * min(trip * trips for trip, trips, _ in free), "tpot_s": each * fastest}
+    fastest = min(trip for trip, _, _, _ in free)
+    limits = {"ttft_s": first * min(trip * trips for trip, trips, _, _ in free), "tpot_s": each * fastest}
     program = serving_program(seed, **limits)
-    kept = [r / trip for trip, trips, r in plans(program) if trip <= limits["tpot_s"] and trip * trips <= limits["ttft_s"]]
+    kept = [r / trip for trip, trips, r, _ in plans(program) if trip <= limits["tpot_s"] and trip * trips <= limits["ttft_s"]]
     if not kept:
         with pytest.raises(InfeasibleError, match=r"no plan that fits keeps a ttft of .* s and a tpot of"):
             search(program, program.request.target.budget)
@@ -140,13 +142,39 @@ def test_the_limits_of_latency_are_kept_and_cost_no_more_throughput_than_they_mu
 def test_quick_bounds_hold(seed: int) -> None:
     program = serving_program(seed)
     best: dict[int, float] = {}
-    for trip, _, running in plans(program):
+    for trip, _, running, _ in plans(program):
         best[running] = min(best.get(running, inf), SERVED_TOKENS * trip / running)
     for group in candidate_groups(program):
         running = group.candidate().running
         alike = [other for other in candidate_groups(program) if other.candidate().running == running]
         least = min(quick_bound(program, other) for other in alike)
         assert least <= best.get(running, inf) * (1 + 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
+def test_bottleneck_bounds_hold_for_every_order_and_are_met_where_links_cost_nothing(seed: int) -> None:
+    program = serving_program(seed)
+    program = replace(program, request=replace(program.request, cluster=without_links(program.request.cluster)))
+    alike = len(program.graph.kinds) == 1 and len(set(program.require("sensitivity").rows)) == 1
+    state = _Search(program, program.request.target.budget, EVERYTHING, GAP, inf, identical_devices(program))
+    best: dict[tuple[int, int], float] = {}
+    for trip, _, running, stages in plans(program):
+        best[running, stages] = min(best.get((running, stages), inf), SERVED_TOKENS * trip / running)
+    for group in (group for group in candidate_groups(program) if (group.in_flight or 1) > 1):
+        item = _Item("group", group, 0, group.candidate())
+        found = bottleneck(state.problem(item), state.surroundings(item), group.in_flight or 1, inf)
+        assert found is not None
+        bound, least = found.bound(1e-2, inf), best.get((group.candidate().running, group.in_flight or 1), inf)
+        assert bound <= least * (1 + 1e-9)
+        assert not alike or (bound >= least * 0.99) or bound == least == inf
+        if least < inf:
+            assert found.bound(1e-2, least / 2) == least / 2
+
+
+def without_links(cluster: Cluster) -> Cluster:
+    free = Link(1e30, 0.0, "given")
+    return replace(cluster, within_host=free, between_hosts=free)
 
 
 def test_a_mixed_step_costs_its_linears_once_and_both_kinds_of_attention() -> None:
@@ -304,10 +332,12 @@ def test_traces_are_read_for_a_workload(tmp_path: Path) -> None:
 
 def test_a_rate_beyond_the_capacity_is_said_and_theta_is_refused() -> None:
     program, plan = a_plan()
-    asked = replace(program.request, workload=replace(program.request.workload, rate_per_s=plan.load.requests_per_s * 2))
+    workload = program.request.workload
+    assert isinstance(workload, Serving)
+    asked = replace(program.request, workload=replace(workload, rate_per_s=plan.load.requests_per_s * 2))
     result = run_passes(replace(program, request=asked), parse_pipeline("assign-joint"))
     assert any("requests will queue" in notice for notice in result.notices)
-    easy = replace(program.request, workload=replace(program.request.workload, rate_per_s=plan.load.requests_per_s / 2))
+    easy = replace(program.request, workload=replace(workload, rate_per_s=plan.load.requests_per_s / 2))
     assert run_passes(replace(program, request=easy), parse_pipeline("assign-joint")).notices == program.notices
     weighed = replace(program, request=replace(program.request, target=Target(budget=None, theta=1.0, explicit=True)))
     with pytest.raises(InputError, match="theta weighs the seconds of a batch"):

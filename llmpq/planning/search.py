@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal
 
 from llmpq.errors import InfeasibleError, TimeLimitError
+from llmpq.planning.bottleneck import bottleneck
 from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, rule_context
 from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
@@ -104,8 +105,8 @@ def _missed_limits(workload: Workload, factor: float) -> str:
     return f"no plan that fits keeps a {' and a '.join(limits)}{beyond}"
 
 
-Level = Literal["group", "relaxed group", "team", "more orders", "order", "relaxed order"]
-LEVELS: tuple[Level, ...] = ("group", "relaxed group", "team", "more orders", "order", "relaxed order")
+Level = Literal["group", "relaxed group", "sharp group", "team", "more orders", "order", "relaxed order"]
+LEVELS: tuple[Level, ...] = ("group", "relaxed group", "sharp group", "team", "more orders", "order", "relaxed order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,8 @@ class _Search:
         """Learn the next thing about the item, and push what is left of it."""
         steps = {
             "group": self.relax_group,
-            "relaxed group": self.split_group,
+            "relaxed group": self.sharpen_group,
+            "sharp group": self.split_group,
             "team": self.split_team,
             "more orders": self.push_orders,
             "order": self.relax,
@@ -283,8 +285,25 @@ class _Search:
 
     def split_team(self, bound: float, item: _Item) -> None:
         found = self.order_free(item).relaxed(self.left)
-        if found.value is not None:
-            self.push_orders(max(bound, found.value), item)
+        if found.value is None:
+            return
+        bound = self.sharpened(max(bound, found.value), item)
+        if bound < inf:
+            self.push_orders(bound, item)
+
+    def sharpen_group(self, bound: float, item: _Item) -> None:
+        bound = self.sharpened(bound, item)
+        if bound < inf:
+            self.push(bound, replace(item, level="sharp group"))
+
+    def sharpened(self, bound: float, item: _Item) -> float:
+        """The bound, or that of the slowest stage of a serving pipeline where it is higher."""
+        wanted, in_use = self.wanted(item.candidate), item.group.in_flight
+        high = inf if wanted is None else wanted
+        if in_use is None or in_use == 1 or not self.space.limited or not 0 < bound < high:
+            return bound
+        found = bottleneck(self.problem(item), self.surroundings(item), in_use, high)
+        return bound if found is None else found.bound(bound, high)
 
     def push_orders(self, bound: float, item: _Item) -> None:
         orders = item.orders or distinct_orders(self.identical, item.candidate.order)
