@@ -165,11 +165,11 @@ def against(report: Report, rows: Sequence[Allocation]) -> list[dict[str, Any]]:
     return found
 
 
-def targets(model: str, quantizers: Sequence[str]) -> list[dict[str, Any]]:
+def targets(model: str, quantizers: Sequence[str], asked: Sequence[float]) -> list[dict[str, Any]]:
     """Asked, predicted, got: compiled with the closed loop, for both quantizers."""
     found = []
     for quantizer in quantizers:
-        for increase in TARGETS:
+        for increase in asked:
             started = time.perf_counter()
             with TemporaryDirectory() as folder:
                 out = Path(folder) / "out"
@@ -191,6 +191,12 @@ def targets(model: str, quantizers: Sequence[str]) -> list[dict[str, Any]]:
             seconds = round(time.perf_counter() - started, 1)
             found.append({**head, "error": error, "check": to_json(check), "seconds": seconds})
     return found
+
+
+def merged(earlier: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of both by quantizer and target, the new ones instead of the earlier."""
+    rows = {(row["quantizer"], row["max_ppl_increase"]): row for row in (*earlier, *found)}
+    return [rows[key] for key in sorted(rows, reverse=True, key=lambda key: (key[0], -key[1]))]
 
 
 def machine() -> dict[str, Any]:
@@ -252,7 +258,8 @@ def draw(value: dict[str, Any]) -> None:
 @click.option("--model", default="demo", show_default=True)
 @click.option("--tokens", default=TOKENS, show_default=True, help="Of the report text, for allocations.")
 @click.option("--quantizer", "quantizers", multiple=True, default=QUANTIZERS, show_default=True, help="For targets.")
-def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str, ...]) -> None:
+@click.option("--target", "asked", multiple=True, type=float, default=TARGETS, show_default=True, help="For targets.")
+def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str, ...], asked: tuple[float, ...]) -> None:
     """Measure the parts named, print them and write them into results/quality.json.
 
     What was measured is kept in the user's cache, so that a run that is interrupted goes on where it stopped.
@@ -260,7 +267,8 @@ def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str,
     report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in parts:
         if part == "targets":
-            value: Any = targets(model, quantizers)
+            earlier = report.get("targets", {}).get("result", [])
+            value: Any = merged(earlier, targets(model, quantizers, asked))
         else:
             measured = measurements(model)
             precisions = [PRECISIONS[option] for option in ("16", "w8a8", "w8a16", "w4a16", "w3a16")]
