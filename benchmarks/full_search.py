@@ -39,6 +39,7 @@ BATCH, SERVING = Batch(32, 512, 100), Serving(4.0, 512, 200)
 FEW_DEVICES, FEW_LIMIT_S, MANY_LIMIT_S = 8, 5.0, 60.0
 LADDER_LIMIT_S, LADDER_GAP = 5.0, 5e-3  # for each step; the search that is timed has its own
 MOST_MIXES = 16  # of one precision for each type of device: more are not tried
+JOINT = ("assign-joint", "assign-robust")
 BASELINES = ("assign-hand", "assign-even", "assign-fastest")
 
 
@@ -121,8 +122,8 @@ def measured(case: Case, workload: Workload) -> dict[str, Any]:
 
 
 def other_baselines() -> tuple[str, ...]:
-    """Every assignment pass that is neither the joint one nor in BASELINES."""
-    return tuple(name for name in PASSES if name.startswith("assign-") and name not in (*BASELINES, "assign-joint"))
+    """Every assignment pass that is neither a joint one nor in BASELINES."""
+    return tuple(name for name in PASSES if name.startswith("assign-") and name not in (*BASELINES, *JOINT))
 
 
 def prepared(case: Case, workload: Workload, engine: str) -> Program:
