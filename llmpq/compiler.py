@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmpq.errors import InputError
+from llmpq.errors import InfeasibleError, InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
@@ -19,7 +19,9 @@ from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
+from llmpq.plan import Plan
 from llmpq.planning.candidates import Candidate
+from llmpq.planning.fixes import Fix, find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
 from llmpq.program import Calibration, Program, Request
@@ -28,16 +30,19 @@ from llmpq.serialize import loads
 from llmpq.solver.rules import parse_rules
 from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
-from llmpq.workload import Batch
+from llmpq.workload import Workload
 
 if TYPE_CHECKING:
     from llmpq.checkpoint.shards import Progress
     from llmpq.compiled import CompiledModel
 
+QUICKLY_MEASURED = 10**8  # parameters: up to this size an indicator may run again for an explanation
+
+
 def plan(
     model: Any,
     cluster: Cluster | str | Path,
-    workload: Batch,
+    workload: Workload,
     *,
     observe: Observer | None = None,
     before: Observer | None = None,
@@ -61,7 +66,7 @@ def plan(
 def compile(
     model: Any,
     cluster: Cluster | str | Path,
-    workload: Batch,
+    workload: Workload,
     *,
     out: str | Path | None = None,
     observe: Observer | None = None,
@@ -135,7 +140,7 @@ class TemporaryOutput:
 def prepare(
     model: Any,
     cluster: Cluster | str | Path,
-    workload: Batch,
+    workload: Workload,
     *,
     observe: Observer | None = None,
     **options: Unpack[PlanningOptions],
@@ -149,17 +154,41 @@ def prepare(
 def _plan(
     source: ModelSource,
     cluster: Cluster | str | Path,
-    workload: Batch,
+    workload: Workload,
     options: Options,
     passes: tuple[Pass, ...],
     observe: Observer | None,
     before: Observer | None,
 ) -> Program:
-    return run_passes(_start(source, cluster, workload, options, passes), passes, observe, before)
+    cut = next((index for index, item in enumerate(passes) if "plan" in item.provides), len(passes))
+    program = run_passes(_start(source, cluster, workload, options, passes), passes[:cut], observe, before)
+    try:
+        return run_passes(program, passes[cut:], observe, before)
+    except InfeasibleError as error:
+        assignment = tuple(item for item in passes if "plan" in item.provides)
+        raise InfeasibleError(error.reasons, _fixes(program, assignment, options)) from error
+
+
+def _fixes(program: Program, assignment: tuple[Pass, ...], options: Options) -> tuple[Fix, ...]:
+    """Single changes that make a plan possible, each planned again by the same passes."""
+    costs, estimation = (
+        parse_pipeline(text) for text in ("derive-costs", f"estimate-sensitivity{{indicator={options.indicator}}}")
+    )
+
+    def plan_again(changed: Program) -> Plan:
+        planned: Plan = run_passes(changed, (*costs, *assignment)).require("plan")
+        return planned
+
+    def estimate(changed: Program) -> SensitivityTable | None:
+        if options.sensitivity is not None or (changed.calibration and changed.graph.parameters > QUICKLY_MEASURED):
+            return None
+        return run_passes(changed, estimation).sensitivity
+
+    return find_fixes(program, plan_again, estimate)
 
 
 def _start(
-    source: ModelSource, cluster: Cluster | str | Path, workload: Batch, options: Options, passes: tuple[Pass, ...]
+    source: ModelSource, cluster: Cluster | str | Path, workload: Workload, options: Options, passes: tuple[Pass, ...]
 ) -> Program:
     """What is known before the first pass; the traced graph, which takes torch, only where one of the passes requires it."""
     if options.engine not in engines():
