@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "serve": "Serve a compiled model with vLLM.",
     "verify": "Check a compiled model's files.",
     "solve": "Solve a bare assignment problem (llmpq-problem-2).",
+    "simulate": "Serve requests by a plan, in simulated time.",
     "max-context": "The longest context that fits, and what limits it.",
     "max-batch": "The largest batch that fits, and what limits it.",
     "devices": "Known device types, and the devices of this machine.",

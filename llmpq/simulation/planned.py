@@ -1,0 +1,129 @@
+"""A plan for serving, simulated: what its stages and links take for any step, and requests served by it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+
+from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
+from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.errors import InputError
+from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.hardware.cluster import Device
+from llmpq.op_graph import Size
+from llmpq.plan import Load, Plan, Stage
+from llmpq.precision import parse_precision
+from llmpq.simulation.pipeline import Seconds
+from llmpq.simulation.requests import Request
+from llmpq.simulation.scheduler import Policy, StepShape
+from llmpq.simulation.simulator import Run, simulate
+
+FINE = 1.02  # steps whose sizes differ by less are taken to be equal: less than the error of the costs
+TOKEN_BYTES = 8  # ids return to the scheduler as int64
+
+
+def simulate_plan(plan: Plan, graph: LayerGraph, engine: str, requests: Sequence[Request], keep_spans: int = 0) -> Run:
+    """Serve the requests by the plan, with its own sequences, token budget and cache blocks.
+
+    Raises InputError for a plan of a batch, and for a request that is longer than its cache.
+    """
+    load = load_of(plan)
+    policy = Policy(load.running, load.token_budget, load.kv_blocks, load.block_size)
+    times = StageTimes(plan, graph, engine)
+    return simulate(requests, policy, len(plan.stages), times.stage_s(), times.link_s, overlap=False, keep_spans=keep_spans)
+
+
+def load_of(plan: Plan) -> Load:
+    if plan.prediction.load is None:
+        raise InputError("the plan is for one batch; give --rate or --trace to plan for serving")
+    return plan.prediction.load
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds of the plan's stages and links for a step, by the costs that the plan was made with."""
+
+    plan: Plan
+    graph: LayerGraph
+    engine: str
+
+    def stage_s(self) -> Seconds:
+        """A function of (stage, step), which remembers: sizes are rounded up to a grid of 2 %."""
+
+        @cache
+        def known(stage: int, prefill_tokens: int, prefill_context: int, sequences: int, context: int, sampled: int) -> float:
+            return self._stage_s(stage, _Step(prefill_tokens, prefill_context, sequences, context, sampled))
+
+        def seconds(stage: int, step: StepShape) -> float:
+            prompts, context = step.prefill_tokens, 0
+            if prompts:
+                context = ceil(step.prefill_pairs / prompts + (prompts - 1) / 2)
+            seen = ceil(step.decode_context / step.decode_sequences) if step.decode_sequences else 0
+            return known(stage, *map(_grid, (prompts, max(context, prompts), step.decode_sequences, seen, step.sampled)))
+
+        return seconds
+
+    def link_s(self, stage: int, step: StepShape) -> float:
+        """The hidden states on the way to the next stage, from the last one the tokens back to the first."""
+        devices = [self._device(found) for found in self.plan.stages]
+        last = stage == len(devices) - 1
+        if len(devices) == 1:
+            return 0.0
+        nbytes = step.sampled * TOKEN_BYTES if last else step.tokens * self.graph.hidden_size * FLOAT_BYTES
+        link = self.plan.cluster.link(devices[stage].name, devices[0 if last else stage + 1].name)
+        return link.transfer_s(nbytes)
+
+    def _device(self, stage: Stage) -> Device:
+        return self.plan.cluster.device(stage.device)
+
+    def _stage_s(self, index: int, step: "_Step") -> float:
+        stage, dtype = self.plan.stages[index], self.plan.compute_dtype
+        device = self._device(stage)
+        alike = Counter((self.graph.layer_kind[layer], option) for layer, option in zip(stage.layers, stage.options))
+        seconds = sum(
+            count * self._layer_s(device, self.graph.kinds[kind], option, step) for (kind, option), count in alike.items()
+        )
+        if index == 0:
+            seconds += embedding_latency_s(device, self.graph, step.tokens, dtype)
+        if index == len(self.plan.stages) - 1:
+            seconds += head_latency_s(device, self.graph, max(step.sampled, 1), dtype)
+        return seconds
+
+    def _layer_s(self, device: Device, kind: LayerKind, option: str, step: "_Step") -> float:
+        dtype, window = self.plan.compute_dtype, kind.attention.window
+        products = products_s(device, kind.ops, kind.linears, parse_precision(option), step.measure, dtype, self.engine)
+        seconds = products + streams_s(device, kind.ops, step.measure, dtype) + overhead_s(device)
+        if step.sequences:
+            seconds += attention_s(device, kind.ops, window, step.sequences, 1, step.context, dtype)
+        if step.prefill_tokens:
+            seconds += attention_s(device, kind.ops, window, 1, step.prefill_tokens, step.prefill_context, dtype)
+        return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step on the grid; `prefill_context`: positions that the last of one prompt of so many tokens would see."""
+
+    prefill_tokens: int
+    prefill_context: int
+    sequences: int
+    context: int
+    sampled: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prefill_tokens + self.sequences
+
+    def measure(self, size: Size) -> int:
+        decode = size(1, self.context, self.sequences) if self.sequences else 0
+        return decode + (size(self.prefill_tokens, self.prefill_context, 1) if self.prefill_tokens else 0)
+
+
+@cache
+def _grid(size: int) -> int:
+    """The least of 0, 1, 2, ... and then of steps of 2 % that is not below."""
+    at = 1
+    while at < size:
+        at = max(at + 1, int(at * FINE))
+    return at if size else 0
