@@ -8,7 +8,7 @@ from pathlib import Path
 from llmpq.checkpoint.loss_increase import Original
 from llmpq.checkpoint.quantization_report import BUILD_FILE
 from llmpq.checkpoint.reader import Checkpoint, read_json
-from llmpq.errors import CheckpointError
+from llmpq.errors import CheckpointError, InputError
 from llmpq.evaluation import Estimate
 from llmpq.frontend.models import DEMO
 from llmpq.frontend.texts import REPORT, TUNE, bundled_text_notice, read_tokens
@@ -22,6 +22,7 @@ from llmpq.serialize import to_json
 
 TOKENS = 16384  # of each text: the standard error of a 2 % increase is then some 5 % of it
 FEWEST = 512
+FEWEST_OF_USER = 257  # two blocks of neighbouring tokens: with one there is no standard error
 FLOP = 2e14  # of one pass over a text, 2 per parameter and token: minutes on a CPU
 
 
@@ -96,6 +97,11 @@ def _texts(program: Program, model: Path, options: Options) -> tuple[Texts | Non
         tune, report = read_tokens(model, options.tune or TUNE), read_tokens(model, options.report or REPORT)
     except CheckpointError as error:
         return None, str(error)
+    for ids, name in (tune, report):
+        if len(ids) < FEWEST_OF_USER:
+            raise InputError(
+                f"text {name} has {len(ids)} tokens; at least {FEWEST_OF_USER} are needed to measure an increase of the loss"
+            )
     return Texts(tune[0][:most], tune[1], report[0][:most], report[1]), ""
 
 

@@ -8,7 +8,7 @@ import pytest
 from llmpq import Batch, compile
 from llmpq.checkpoint.loss_increase import Original, losses_of
 from llmpq.compiled import CompiledModel
-from llmpq.errors import QualityError
+from llmpq.errors import InputError, QualityError
 from llmpq.evaluation import estimate
 from llmpq.frontend.models import data_path, load_tokenizer, read_text, token_ids
 from llmpq.quality_loop import read_check
@@ -95,6 +95,13 @@ def test_a_check_that_is_skipped_says_why(
     compiled(tmp_path / "out", texts, **options)
     check = read_check(tmp_path / "out")
     assert check is not None and check.skipped == reason and not check.rounds
+
+
+def test_a_text_too_short_to_measure_on_is_refused(tmp_path: Path, texts: dict[str, str | Path]) -> None:
+    (tmp_path / "short.txt").write_text("import os\n")
+    with pytest.raises(InputError, match=r"text short has . tokens; at least 257 are needed"):
+        compiled(tmp_path / "out", {**texts, "tune": tmp_path / "short.txt"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_too_large_for_this_machine_is_not_measured(
