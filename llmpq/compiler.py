@@ -13,7 +13,7 @@ from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
 from llmpq.frontend.module_files import with_files
-from llmpq.frontend.texts import CALIBRATE, read_tokens
+from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.options import Options, PlanningOptions
@@ -217,7 +217,10 @@ def _start(
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))
     can_measure = graph.generates and source.module is None
-    return replace(program, calibration=_calibration(source, options) if can_measure else None)
+    calibration, told = _calibration(source, options) if can_measure else None, None
+    if calibration is not None and options.calibration is None:
+        told = bundled_text_notice("sensitivity is measured", source.name, "--calibration")
+    return replace(program, calibration=calibration, notices=program.notices + ((told,) if told else ()))
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:
