@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", type=int, action="append", help=f"1 to {len(CASES)}; all by default; the others are kept")
     parser.add_argument("--workload", choices=("batch", "serving"), help="both by default")
+    parser.add_argument("--baselines", default=",".join((*BASELINES, *other_baselines())), help="passes, all by default")
     parser.add_argument("--cpu-clock", action="store_true", help="limits in CPU seconds (one thread): for a busy machine")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(arguments)
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     for number, name in product(given.case or range(1, len(CASES) + 1), ("batch", "serving")):
         if given.workload in (None, name):
             entry = {"clock": "cpu" if given.cpu_clock else "wall"}
-            entry |= measured(CASES[number - 1], BATCH if name == "batch" else SERVING)
+            entry |= measured(CASES[number - 1], BATCH if name == "batch" else SERVING, tuple(given.baselines.split(",")))
             report["cases"][f"{number}-{name}"] = entry
             print(line(number, name, entry), flush=True)
             keep(given.output, report)
@@ -103,8 +104,8 @@ def keep(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def measured(case: Case, workload: Workload) -> dict[str, Any]:
-    """The plan and its search, every baseline under the same budget, and the ladder."""
+def measured(case: Case, workload: Workload, baselines: tuple[str, ...]) -> dict[str, Any]:
+    """The plan and its search, the baselines under the same budget, and the ladder."""
     engine = case.engine if isinstance(workload, Serving) else "local"
     head = {"model": case.model, "cluster": case.cluster, "engine": engine}
     program = prepared(case, workload, engine)
@@ -115,7 +116,7 @@ def measured(case: Case, workload: Workload) -> dict[str, Any]:
     if "error" in joint:
         return found
     program = limited(program, limit)
-    found["baselines"] = {name: solved(program, name) for name in (*BASELINES, *other_baselines())}
+    found["baselines"] = {name: solved(program, name) for name in baselines}
     found["never_worse"] = never_worse(program, joint, found["baselines"])
     found["ladder"] = ladder(limited(program, LADDER_LIMIT_S), joint)
     return found
