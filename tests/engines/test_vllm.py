@@ -97,6 +97,8 @@ def by_precisions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, llmpq.C
             precisions=PRECISIONS if name == "mixed" else name,
             constraints=rules.get(name, ()),
             indicator="prior",
+            quantizer="rtn",
+            quality_check=False,
             engine="vllm",
         )
         for name in (*PRECISIONS, "mixed")
