@@ -161,8 +161,9 @@ def _plan(
     before: Observer | None,
 ) -> Program:
     cut = next((index for index, item in enumerate(passes) if "plan" in item.provides), len(passes))
-    program = run_passes(_start(source, cluster, workload, options, passes), passes[:cut], observe, before)
+    program = _start(source, cluster, workload, options, passes)
     try:
+        program = run_passes(program, passes[:cut], observe, before)
         return run_passes(program, passes[cut:], observe, before)
     except InfeasibleError as error:
         assignment = tuple(item for item in passes if "plan" in item.provides)

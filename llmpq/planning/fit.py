@@ -5,7 +5,9 @@ from dataclasses import replace
 from time import monotonic
 
 from llmpq.costs import derive_costs
+from llmpq.errors import InfeasibleError
 from llmpq.hardware.support import compute_dtype
+from llmpq.planning.engine_limits import engine_limits, without_devices
 from llmpq.planning.reasons import roomiest
 from llmpq.planning.search import EVERYTHING, Found, Restriction, Space, search
 from llmpq.program import Program, Request
@@ -17,9 +19,14 @@ LEAST_GAP = 1e-4  # relative, of the least sensitivity
 
 def asked(program: Program, request: Request) -> Program:
     """The program asked for something else, with costs of bytes alone: for questions of fit, not of speed."""
-    dtype = compute_dtype(tuple(device.type for device in request.cluster.devices), request.engine)
-    costs = derive_costs(program.graph, request.cluster, request.workload, request.precisions, dtype, request.engine, timed=False)
-    return replace(program, request=request, compute_dtype=dtype, costs=costs, plan=None)
+    cluster, precisions, engine = request.cluster, request.precisions, request.engine
+    dtype = compute_dtype(tuple(device.type for device in cluster.devices), engine)
+    costs = derive_costs(program.graph, cluster, request.workload, precisions, dtype, engine, timed=False)
+    try:
+        usable = engine_limits(program.graph, cluster, precisions, engine).usable
+    except InfeasibleError:  # the engine runs on none of the devices, so nothing fits
+        usable = ()
+    return replace(program, request=request, compute_dtype=dtype, costs=without_devices(costs, usable), plan=None)
 
 
 def fits(program: Program, time_limit_s: float = FIT_LIMIT_S) -> bool:

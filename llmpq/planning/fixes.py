@@ -37,18 +37,22 @@ class Fix:
 
 
 def find_fixes(program: Program, plan_again: Callable[[Program], Plan], estimate: Estimate) -> tuple[Fix, ...]:
-    """Single changes, those of wishes before those of hardware, for a program with costs and sensitivity but no plan.
+    """Single changes, those of wishes before those of hardware, for a program that has no plan.
 
     `plan_again` makes the plan of a program whose costs are to be derived anew; a change that it refuses is left out.
     Nothing for a program that has a plan, such as one whose baseline was asked for and does not fit.
     """
     deadline = monotonic() + TIME_LIMIT_S
 
-    def question(asked: Program) -> bool:
+    def question(other: Program) -> bool:
         if monotonic() > deadline:
             raise TimeLimitError("the time for explanations is up")
-        return fits(asked)
+        return fits(other)
 
+    sensitivity = program.sensitivity or estimate(program)
+    if sensitivity is None:
+        return ()
+    program = asked(replace(program, sensitivity=sensitivity), program.request)
     try:
         changes = () if question(program) else _changes(program, question, estimate)
     except TimeLimitError:

@@ -31,8 +31,9 @@ def _numbers(rule: Rule, limit: float, context: RuleContext, at_least: bool) -> 
     if isinstance(subject, Layers) or (isinstance(subject, DeviceSubject) and subject.attribute == "bits"):
         bits = sorted(set(context.option_bits), reverse=at_least)
         inside = bits[:-1]  # the weakest says nothing
-        return [value for value in inside if (value < limit if at_least else value > limit)]
-    start = ceil(limit) - 1 if at_least else floor(limit) + 1
+        strict = rule.comparison.operator in ("<", ">")
+        return [value for value in inside if (value < limit if at_least else value > limit) or (strict and value == limit)]
+    start = {">=": ceil(limit) - 1, ">": floor(limit), "<=": floor(limit) + 1, "<": ceil(limit)}[rule.comparison.operator]
     return [float(n) for n in (range(start, 0, -1) if at_least else range(start, context.num_layers))]
 
 
