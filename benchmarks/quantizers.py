@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import random
-import signal
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +59,7 @@ class Case:
     quantizer: str
     increase: Estimate
     over_rounding: Estimate | None
-    seconds: float
+    cpu_seconds: float
     weight_bytes: int
     smoothed: int
 
@@ -126,12 +126,14 @@ def loss_cases(option: str) -> Iterator[Case]:
         for name, quantizer in quantizers(option).items():
             with TemporaryDirectory() as folder, grouped(option, size):
                 out = Path(folder) / "out"
+                started = time.process_time()
                 told = write(DIRECTORY, out, option, quantizer)
+                seconds = round(time.process_time() - started, 2)
                 losses = losses_of(reference_model(out), report)
                 stored = sum(path.stat().st_size for path in out.glob("*.safetensors"))
             over = None if rounding is None else difference(losses, rounding)
             rounding = rounding or losses
-            yield Case(option, size, name, difference(losses, original), over, told.seconds, stored, len(told.smoothed))
+            yield Case(option, size, name, difference(losses, original), over, seconds, stored, len(told.smoothed))
 
 
 def layer_figures() -> dict[str, Any]:
@@ -147,18 +149,23 @@ def layer_figures() -> dict[str, Any]:
         vocab_size=1024,
     )
     torch.manual_seed(0)
-    tokens = tuple(torch.randint(0, 1024, (8192,)).tolist())
+    tokens = tuple(torch.randint(0, 1024, (4096,)).tolist())
     with TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+        model: Any = LlamaForCausalLM(config)
+        model.to(torch.bfloat16).save_pretrained(directory)
         found = {}
         for name, quantizer in (
             ("rtn", Rounding()),
             ("gptq", gptq(directory, tokens)),
             ("gptq, spilled", gptq(directory, tokens, limit_bytes=0)),
         ):
-            told = write(directory, Path(folder) / "out", "w4a16", quantizer)
-            found[name] = {"seconds": told.seconds, **asdict(told.memory), "spilled_bytes": told.spilled_bytes}
+            out = Path(folder) / name
+            started = cpu_of_children()
+            in_process(partial(write, directory, out, "w4a16", quantizer), None)
+            told = read_report(out)
+            seconds = round(cpu_of_children() - started, 2)
+            found[name] = {"cpu_seconds": seconds, **asdict(told.memory), "spilled_bytes": told.spilled_bytes}
     parameters = traced(directory)[1].kind_of(0).parameters
     return {"hidden_size": HIDDEN, "parameters": parameters, "tokens": len(tokens), "precision": "w4a16", "quantizers": found}
 
@@ -172,18 +179,17 @@ def digest(out: Path) -> str:
 def kill_figures() -> dict[str, Any]:
     """Killed at moments drawn evenly over the time of an undisturbed run, then run again to the end."""
     quantizer = gptq(DIRECTORY, read_tokens(DIRECTORY, CALIBRATE)[0], count=8)
-    fork = multiprocessing.get_context("fork")
     moments, runs = random.Random(0), []
     with TemporaryDirectory() as folder:
         undisturbed = Path(folder) / "undisturbed"
         started = time.perf_counter()
-        in_process(fork, partial(write, DIRECTORY, undisturbed, "w4a16", quantizer), None)
+        in_process(partial(write, DIRECTORY, undisturbed, "w4a16", quantizer), None)
         whole = time.perf_counter() - started
         for kill in range(KILLS):
             out, after = Path(folder) / f"out-{kill}", moments.uniform(0, whole)
             work = partial(write, DIRECTORY, out, "w4a16", quantizer)
-            killed = in_process(fork, work, after)
-            in_process(fork, work, None)
+            killed = in_process(work, after)
+            in_process(work, None)
             runs.append(
                 {
                     "after_s": round(after, 2),
@@ -196,14 +202,19 @@ def kill_figures() -> dict[str, Any]:
     return {"undisturbed_s": round(whole, 2), "runs": runs, "left_behind": left}
 
 
-def in_process(fork: Any, work: Any, kill_after: float | None) -> bool:
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def in_process(work: Any, kill_after: float | None) -> bool:
     """Runs `work` in a process of its own; whether it was killed after that many seconds, before it ended by itself."""
-    process = fork.Process(target=work)
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(kill_after)
     alive = process.is_alive()
     if alive:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     return alive
 
@@ -218,7 +229,7 @@ def keep(section: str, value: Any) -> None:
 
 def show(cases: list[dict[str, Any]]) -> None:
     table = Table(title="demo model, report text: nats per token")
-    for column in ("precision", "groups", "quantizer", "increase", "over rtn", "standard errors", "seconds", "MB"):
+    for column in ("precision", "groups", "quantizer", "increase", "over rtn", "standard errors", "CPU s", "MB"):
         table.add_column(column, justify="right")
     for case in cases:
         over = case["over_rounding"]
@@ -230,7 +241,7 @@ def show(cases: list[dict[str, Any]]) -> None:
             shown(case["increase"]),
             "" if over is None else shown(over),
         )
-        table.add_row(*cells, ratio, f"{case['seconds']:.1f}", f"{case['weight_bytes'] / 1e6:.2f}")
+        table.add_row(*cells, ratio, f"{case['cpu_seconds']:.1f}", f"{case['weight_bytes'] / 1e6:.2f}")
     Console(width=130).print(table)
 
 
@@ -263,8 +274,8 @@ def layer() -> None:
     Console().print_json(json.dumps(found))
 
 
-@main.command()
-def resume() -> None:
+@main.command("resume")
+def resume_after_kills() -> None:
     """Twenty kills, twenty times the same bytes."""
     found = kill_figures()
     keep("resume", found)
