@@ -79,9 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--case", type=int, action="append", help=f"1 to {len(CASES)}; all by default; the others are kept")
     parser.add_argument("--workload", choices=("batch", "serving"), help="both by default")
     parser.add_argument("--baselines", default=",".join((*BASELINES, *other_baselines())), help="passes, all by default")
+    parser.add_argument("--table", action="store_true", help="print the results as they are, as the tables of docs/plans.md")
     parser.add_argument("--cpu-clock", action="store_true", help="limits in CPU seconds (one thread): for a busy machine")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args(arguments)
+    if given.table:
+        print(markdown(json.loads(given.output.read_text())["cases"]))
+        return
     if given.cpu_clock:
         time.monotonic = fit.monotonic = time.process_time
         for module in (exact_search, exact_answer, solve, milp):
@@ -308,6 +312,43 @@ def climbed(entry: dict[str, Any]) -> str:
         f"{after['free']}{'?' * (not after['proven'])} x{after['tokens_per_s'] / before['tokens_per_s']:.2f}"
         for before, after in pairs
     )
+
+
+def markdown(cases: dict[str, Any]) -> str:
+    """A table for each workload, and one of the ladders as factors."""
+    names = ("even split", "partition", "one precision", "by device type", "by layer", "more at once", "in all")
+    ladders = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = []
+    for name in ("batch", "serving"):
+        lines += ["", f"| {name} | model | cluster | engine | joint | hand | even | fastest | gap | CPU s |", "|---" * 10 + "|"]
+        for number in range(1, len(CASES) + 1):
+            entry = cases.get(f"{number}-{name}")
+            if entry is None or "error" in entry["joint"]:
+                continue
+            joint, others = entry["joint"], entry["baselines"]
+            cells = [f"**{joint['tokens_per_s']:.4g}**", *(speed_cell(others[baseline]) for baseline in BASELINES)]
+            gap = f"{joint['gap']:.2%}{'' if joint['proven'] else ' open'}"
+            where = f"| {number} | {entry['model']} | {entry['cluster']} | {entry['engine']} "
+            lines.append(where + "".join(f"| {cell} " for cell in (*cells, gap, f"{joint['cpu_s']:.1f}")) + "|")
+            ladders.append(f"| {number} {name} | " + " | ".join(ladder_cells(entry["ladder"])) + " |")
+    return "\n".join([*lines, "", *ladders])
+
+
+def speed_cell(entry: dict[str, Any]) -> str:
+    return "none" if "error" in entry else f"{entry['tokens_per_s']:.4g}{'*' * entry['over_budget']}"
+
+
+def ladder_cells(steps: list[dict[str, Any]]) -> list[str]:
+    """Tokens per second of the even split, then the factor of each step against the one before it that has a plan."""
+    places = ("even split", "partition", "precision, one", "precision per type", "precision per layer", "more sequences")
+    found = ["-"] * len(places)
+    before: float | None = None
+    for step in steps:
+        place = next(place for place, name in enumerate(places) if step["free"].startswith(name))
+        speed = step["tokens_per_s"]
+        found[place] = f"{speed:.4g}" if before is None else f"x{speed / before:.2f}{'' if step['proven'] else '?'}"
+        before = speed
+    return [*found, f"x{steps[-1]['tokens_per_s'] / steps[0]['tokens_per_s']:.2f}" if len(steps) > 1 else "-"]
 
 
 def summary(cases: dict[str, Any]) -> str:
