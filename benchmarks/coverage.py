@@ -137,8 +137,8 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         (
             "# Coverage of transformers' causal language models",
             "",
-            f"Every class of `MODEL_FOR_CAUSAL_LM_MAPPING` of transformers {versions['transformers']} (torch {versions['torch']}), each with a tiny random",
-            "model, by `python benchmarks/coverage.py`; figures in `benchmarks/results/coverage.json`.",
+            f"Every class of `MODEL_FOR_CAUSAL_LM_MAPPING` of transformers {versions['transformers']} (torch {versions['torch']}),",
+            "each with a tiny random model, by `python benchmarks/coverage.py`; figures in `benchmarks/results/coverage.json`.",
             "",
             totals(rows),
             "",
@@ -161,16 +161,16 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
 
 
 EXPLANATION = (
-    "- prefill, cached decode: logits of the traced graph with our KV cache against the eager model with transformers' own; the eager",
-    "  model numbers its tokens itself. `exact`: bit for bit. A figure: the largest difference, relative to the largest logit, where sums",
-    "  have fewer terms (transformers' sliding cache drops what the window passed) or another order.",
+    "- prefill, cached decode: logits of the traced graph with our KV cache against the eager model with transformers' own;",
+    "  the eager model numbers its tokens itself. `exact`: bit for bit. A figure: the largest difference, relative to the",
+    "  largest logit, where sums have fewer terms (transformers' sliding cache drops what the window passed).",
     "- left-padded batch: three sequences of unlike length, prefill and decode.",
     "- two stages: the graph cut in the middle by the passes, against the uncut graph.",
-    "- compiled and loaded: layers in turn at w8a16 and 16 bits written to two files, loaded from these and compared with the dequantized",
-    "  reference in transformers. What is not exact is the order of sums.",
+    "- compiled and loaded: layers in turn at w8a16 and 16 bits, written to two files, loaded from these and compared with",
+    "  the dequantized reference in transformers.",
     "- matrices: of one layer of each kind. Conv1D and experts that are one 3-D parameter stay at 16 bits.",
-    "- engines: what loads that output (`llmpq`, `transformers`, `vllm` on CUDA, `vllm-cpu`), by the limits in `docs/engines.md`, not by a run:",
-    "  the tiny shapes alone keep engines out that load the real model.",
+    "- engines: what loads that output (`vllm` is vLLM on CUDA), by the limits in `docs/engines.md`, not by a run. Shapes this",
+    "  small alone keep engines out that load the real model.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Tiny models: one with random weights for every class of transformers' causal language models, shrunk by the names of config fields."""
+"""Tiny models: random weights for every class of transformers' causal language models, shrunk by the names of config fields."""
 
 import copy
 import dataclasses

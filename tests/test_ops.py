@@ -83,3 +83,31 @@ def test_a_dense_mask_covers_past_and_present() -> None:
     given_mask = torch.zeros(2, 8)
     assert ops.dense_mask(given_mask, positions, Past(5)) is given_mask
     assert torch.equal(ops.dense_mask(None, positions, Past(5)), torch.ones(2, 8, dtype=torch.long))
+
+
+@settings(max_examples=60, deadline=None)
+@given(passes())
+def test_chunks_are_counted_from_the_first_real_token(case: tuple[Tensor, int, int, int | None]) -> None:
+    padding, past, tokens, chunk = case
+    chunk = chunk or 2
+    padding[:, -1] = 1
+    left = [int((row.cumsum(-1) == 0).sum()) for row in padding]
+    causal = torch.tensor(slow_mask(padding, past, tokens, None))
+    same = torch.tensor(
+        [
+            [
+                [(query - pad) // chunk == (key - pad) // chunk for key in range(past + tokens)]
+                for query in range(past, past + tokens)
+            ]
+            for pad in left
+        ]
+    )
+    mask = ops.attention_mask(padding, torch.zeros(len(padding), tokens, 3), Past(past), materialize=True, chunk=chunk)
+    assert mask is not None and torch.equal(mask[:, 0], causal & same)
+
+
+def test_an_encoder_sees_both_ways_and_needs_no_mask_without_padding() -> None:
+    assert ops.attention_mask(torch.ones(2, 4), torch.zeros(2, 4, 3), None, causal=False) is None
+    padding = torch.tensor([[1, 1, 0]])
+    mask = ops.attention_mask(padding, torch.zeros(1, 3, 3), None, causal=False)
+    assert mask is not None and torch.equal(mask[0, 0], torch.tensor([[True, True, False]] * 3))

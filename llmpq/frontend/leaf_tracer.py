@@ -1,6 +1,6 @@
 """LeafTracer: torch.fx tracing that stops at decoder layers, and at modules before and behind them that it cannot read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,10 @@ class LeafTracer(fx.Tracer):
             self._forget_behind(last)
             self.module_stack = stack
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """An empty mapping, where a model without shared keys and values passes the place for them, stands for itself."""
+        return {} if isinstance(a, Mapping) and not a else super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _RankedProxy(node, self) if node.op == "placeholder" and node.name in RANK else super().proxy(node)

@@ -26,7 +26,7 @@ def with_files(source: ModelSource, folder: Path) -> ModelSource:
         return source
     if any(parameter.is_meta for parameter in module.parameters()):
         raise InputError(
-            f"{source.name} has parameters without weights (on the meta device); `plan` takes it, `compile` does not"
+            f"{source.name} has parameters on the meta device, without weights; `plan` takes it, `compile` does not"
         )
     if isinstance(module, PreTrainedModel):
         module.save_pretrained(folder)
