@@ -1,10 +1,12 @@
 """CompiledModel: an output directory that generates, scores and can be exported."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from llmpq.backend import Backend
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from llmpq.backends.distributed import DistributedBackend
+    from llmpq.backends.vllm import VllmBackend
 
 
 GENERATION_FILE = "generation_config.json"
@@ -121,6 +124,21 @@ class CompiledModel:
         from llmpq.backends.distributed import DistributedBackend
 
         return DistributedBackend(self.plan, self.graph, self.load_stage, self.compute_dtype)
+
+    @contextmanager
+    def vllm(self, python: str | None = None) -> "Iterator[VllmBackend]":
+        """vLLM serving this model on this machine while inside, as a `backend` for `generate`.
+
+        python: the interpreter that has vLLM, by default that of `make engines`. Raises BackendError with the reasons when
+        vLLM cannot run the plan or does not start.
+        """
+        from llmpq.backends.vllm import VllmBackend
+        from llmpq.backends.vllm_environment import server_of
+
+        with TemporaryDirectory(prefix="llmpq-vllm-") as temporary:
+            server, _ = server_of(self.export(Path(temporary) / "export", to="vllm", link=True), python)
+            with server:
+                yield VllmBackend(server)
 
     def generate(
         self,
