@@ -173,10 +173,10 @@ def test_a_lowering_without_stages_is_not_compiled() -> None:
 
 def test_the_same_by_the_command_line(home: Path, cli: CommandLine, tmp_path: Path) -> None:
     options = ("--cluster", "2xCPU", "--batch-size", 2, "--prompt-len", 16, "--gen-len", 8)
-    quick = ("--indicator", "prior", "--quantizer", "rtn", "--no-quality-check")
     pass_of_ours = "soft_cap:SoftCapLogits{cap=5}"
-    done = cli("compile", "demo", *options, *quick, "--extra-pass", pass_of_ours, "--json", "-o", tmp_path / "out")
+    request = ("demo", *options, "--indicator", "prior", "--extra-pass", pass_of_ours)
+    done = cli("compile", *request, "--quantizer", "rtn", "--no-quality-check", "--json", "-o", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
     assert Lowering.read(tmp_path / "out").load(tmp_path / "out")[0] == parse_pipeline(pass_of_ours)[0]
-    printed = cli("plan", "demo", *options, "--indicator", "prior", "--extra-pass", pass_of_ours, "--stop-after", "soft-cap-logits")
+    printed = cli("plan", *request, "--stop-after", "soft-cap-logits")
     assert printed.code == 0 and "soft_cap = call_function soft_cap(lm_head, 5.0)" in printed.out
