@@ -13,7 +13,7 @@ from llmpq.quantization.smoothing import smooth
 from tests.tiny_models import tiny_model
 
 W8A8 = PRECISIONS["w8a8"]
-EDGES = {
+EDGES: dict[str, dict[str, tuple[str, ...]]] = {
     "llama": {
         "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),

@@ -12,6 +12,7 @@ from llmpq.graph import LayerGraph, Linear
 from llmpq.precision import Precision
 from llmpq.quantization.activations import Activations
 from llmpq.quantization.clipping import quantize_clipped
+from llmpq.quantization.fake_quantization import weight_of
 from llmpq.quantization.gptq import gptq
 from llmpq.quantization.hessian import Factor, Hessian
 from llmpq.quantization.layer_quantizer import LayerReport, LayerResult
@@ -101,7 +102,7 @@ class CalibratedLayers:
         hessians = self._hessians(module, groups)
         for group, members in groups.items():
             hessian = hessians.pop(group)
-            found = [_weight(module, member) for member in members]
+            found = [weight_of(module, member) for member in members]
             _require_quantizable(dict(zip((f"{name}.{member}.weight" for member in members), found)), linears[members[0]])
             stacked = torch.cat(found)
             precision = linears[members[0]]
@@ -122,7 +123,7 @@ class CalibratedLayers:
         found: dict[str, Hessian] = {}
         handles = []
         for group, members in groups.items():
-            weight = _weight(module, members[0])
+            weight = weight_of(module, members[0])
             found[group] = Hessian(weight.shape[1], weight.device)
             handles.append(module.get_submodule(members[0]).register_forward_pre_hook(_adder(found[group])))
         for window in range(self._run.num_windows):
@@ -154,12 +155,6 @@ class _Dequantized(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._stored)
-
-
-def _weight(layer: nn.Module, path: str) -> Tensor:
-    weight = layer.get_submodule(path).weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _require_quantizable(weights: Mapping[str, Tensor], precision: Precision) -> None:

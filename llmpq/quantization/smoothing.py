@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from llmpq.precision import Precision
+from llmpq.quantization.fake_quantization import weight_of
 from llmpq.quantization.norm_edges import norm_edges
 from llmpq.quantization.rounding import quantize, round_inputs
 
@@ -58,12 +59,6 @@ def _norm(layer: nn.Module, path: str) -> dict[str, nn.Parameter]:
     return dict(layer.get_submodule(path).named_parameters())
 
 
-def _weight(layer: nn.Module, path: str) -> Tensor:
-    weight = layer.get_submodule(path).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
 def _largest_inputs(layer: nn.Module, edges: Mapping[str, Sequence[str]], call: Call, windows: range) -> dict[str, Tensor]:
     """Norm -> [features], the largest magnitude of each column of what it writes."""
     largest: dict[str, Tensor] = {}
@@ -84,7 +79,7 @@ def _largest_inputs(layer: nn.Module, edges: Mapping[str, Sequence[str]], call: 
 
 def _powers(layer: nn.Module, readers: Sequence[str], largest: Tensor, strength: float) -> Tensor:
     """[features]: powers of two near inputs^strength / weights^(1 - strength), around one; one for columns that are zero."""
-    weights = torch.stack([_weight(layer, path).abs().amax(0) for path in readers]).amax(0)
+    weights = torch.stack([weight_of(layer, path).abs().amax(0) for path in readers]).amax(0)
     alive = (largest > 0) & (weights > 0)
     logarithm = torch.where(alive, strength * largest.log2() - (1 - strength) * weights.log2(), 0.0)
     centred = torch.where(alive, logarithm - logarithm[alive].mean(), 0.0)
@@ -93,13 +88,13 @@ def _powers(layer: nn.Module, readers: Sequence[str], largest: Tensor, strength:
 
 def _error(layer: nn.Module, linears: Mapping[str, Precision], call: Call, wanted: Sequence[Tensor]) -> float:
     """Sum of squares of what rounding weights and inputs of the linears changes in the layer's output."""
-    kept = {path: _weight(layer, path).clone() for path in linears}
+    kept = {path: weight_of(layer, path).clone() for path in linears}
     handles = [layer.get_submodule(path).register_forward_pre_hook(round_inputs) for path in linears]
     for path, precision in linears.items():
-        _weight(layer, path).copy_(quantize(_weight(layer, path), precision).dequantize())
+        weight_of(layer, path).copy_(quantize(weight_of(layer, path), precision).dequantize())
     found = sum(float((_output(call(layer, window)) - right).square().sum()) for window, right in enumerate(wanted))
     for path, weight in kept.items():
-        _weight(layer, path).copy_(weight)
+        weight_of(layer, path).copy_(weight)
     for handle in handles:
         handle.remove()
     return found
@@ -107,7 +102,7 @@ def _error(layer: nn.Module, linears: Mapping[str, Precision], call: Call, wante
 
 def _parameters(layer: nn.Module, norm: str, readers: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
     """(parameter, its value now) of a norm and of the linears that read it."""
-    return [(tensor, tensor.clone()) for tensor in (*_norm(layer, norm).values(), *(_weight(layer, path) for path in readers))]
+    return [(tensor, tensor.clone()) for tensor in (*_norm(layer, norm).values(), *(weight_of(layer, path) for path in readers))]
 
 
 def _restore(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -124,7 +119,7 @@ def _fold(layer: nn.Module, norm: str, readers: Sequence[str], powers: Tensor, d
     probe = torch.randn(4, len(powers), generator=torch.Generator().manual_seed(0)).to(powers.device)
     wanted = module(probe) / powers
     for path in readers:
-        _weight(layer, path).mul_(powers)
+        weight_of(layer, path).mul_(powers)
     originals = {name: value.clone() for name, value in _norm(layer, norm).items()}
     for offset in (0.0, 1.0):
         for name, value in _norm(layer, norm).items():
