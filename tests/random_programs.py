@@ -77,7 +77,9 @@ def every_order(program: Program) -> Iterator[tuple[int, ...]]:
 
 
 def every_candidate(program: Program) -> Iterator[Candidate]:
-    sizes = micro_batch_sizes(program.request.workload, len(program.request.cluster.devices))
+    workload = program.request.workload
+    assert isinstance(workload, Batch)
+    sizes = micro_batch_sizes(workload, len(program.request.cluster.devices))
     return (Candidate(order, *pair) for order in every_order(program) for pair in sizes)
 
 
