@@ -271,7 +271,7 @@ def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str,
             value: Any = merged(earlier, targets(model, quantizers, asked))
         else:
             measured = measurements(model)
-            precisions = [PRECISIONS[option] for option in ("16", "w8a8", "w8a16", "w4a16", "w3a16")]
+            precisions = [PRECISIONS[option] for option in ("16", "w8a16", "w4a16", "w3a16")]
             value = allocations(measured, tokens) if part == "allocations" else to_json(compare(measured, precisions))
         report |= {"model": model, "versions": library_versions(), part: {"machine": machine(), "result": value}}
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")

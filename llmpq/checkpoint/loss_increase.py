@@ -9,7 +9,7 @@ import torch
 from llmpq.checkpoint.reader import Checkpoint
 from llmpq.checkpoint.reference import reference_model
 from llmpq.evaluation import WINDOW, Estimate, estimate, token_losses
-from llmpq.quantization.original import load_original, log_probs_of, max_positions
+from llmpq.quantization.original import hide_progress_bars, load_original, log_probs_of, max_positions
 from llmpq.quantization.score_store import score_store
 from llmpq.store import Store
 
@@ -41,6 +41,7 @@ class Original:
 
         Both models compute in fp32, so that the difference is what quantization did and nothing else.
         """
+        hide_progress_bars()
         compiled = losses_of(reference_model(out), self.token_ids)
         pairs = zip(compiled.windows, self.losses().windows, strict=True)
         return estimate([torch.tensor(mine) - torch.tensor(other) for mine, other in pairs])

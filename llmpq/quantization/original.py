@@ -13,12 +13,18 @@ from llmpq.checkpoint.reader import Checkpoint
 def load_original(directory: Path) -> nn.Module:
     """The transformers model of a directory, in fp32 and eval mode. Raises CheckpointError for a damaged file."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     Checkpoint.open(directory)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    hide_progress_bars()
     model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model.eval()
+
+
+def hide_progress_bars() -> None:
+    """Those of transformers while it loads weights: llmpq draws its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers does not annotate it
 
 
 def log_probs_of(model: nn.Module) -> Callable[[Sequence[int]], Tensor]:
