@@ -25,12 +25,11 @@ def weight_products(graph: OpGraph) -> tuple[Op, ...]:
 
 
 def attention_products(graph: OpGraph) -> frozenset[str]:
-    """Names of the products whose result attention or the cache needs, and of the first ones behind attention."""
-    found: set[str] = set()
-    for attention in [op for op in graph.ops if op.kind == "attention"]:
-        found |= {op.name for op in _above(graph, attention) if op.kind in _PRODUCTS}
-        found |= {op.name for op in _first_below(graph, attention, lambda op: op.kind in _PRODUCTS)}
-    return frozenset(found)
+    """Names of the first products behind attention, and of all those that they or the cache need (a gate on its result, too)."""
+    attentions = [op for op in graph.ops if op.kind == "attention"]
+    behind = [op for attention in attentions for op in _first_below(graph, attention, lambda op: op.kind in _PRODUCTS)]
+    above = [found for op in (*attentions, *behind) for found in _above(graph, op)]
+    return frozenset(op.name for op in (*behind, *above) if op.kind in _PRODUCTS)
 
 
 def part_of(op: Op, attention: frozenset[str]) -> Part:

@@ -48,20 +48,16 @@ def recorded(family: str) -> tuple[ModelOps, dict[str, int]]:
 def real_model(family: str) -> PreTrainedModel:
     """With weights; experts one by one, attention as products: what a counter of operators understands."""
     implementation = "eager" if family in (*EAGER_ONLY, "gpt_oss") else "sdpa"
-    config: Any = config_of(family)
-    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation=implementation, experts_implementation="eager", dtype=torch.float32
-    )
+    options: Any = {"attn_implementation": implementation, "experts_implementation": "eager", "dtype": torch.float32}
+    model: Any = AutoModelForCausalLM.from_config(config_of(family), **options)  # type: ignore[no-untyped-call]
     built: PreTrainedModel = model.eval()
     return built
 
 
 def entries(ops: ModelOps, kinds: dict[str, int]) -> dict[int, Attention]:
     """Cache entries as wide as what the layers write."""
-    return {
-        layer: Attention(1, ops.writes[kind][0].num_kv_heads, ops.writes[kind][0].head_dim, None, ops.writes[kind][1].head_dim)
-        for layer, kind in enumerate(kinds.values())
-    }
+    found = {kind: Attention(1, facts.num_kv_heads, facts.head_dim, None, facts.value_dim) for kind, facts in ops.facts.items()}
+    return {layer: found[kind] for layer, kind in enumerate(kinds.values())}
 
 
 def counted(traced: nn.Module, kv: KvCache, shape: tuple[int, int, int]) -> FlopCounterMode:
@@ -74,7 +70,8 @@ def counted(traced: nn.Module, kv: KvCache, shape: tuple[int, int, int]) -> Flop
         if past:
             traced(ids[:, :past], mask[:, :past], positions[:, :past], kv)
             kv.advance(past)
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with counter:
             traced(ids[:, past:], mask, positions[:, past:], kv)
     return counter
 
@@ -96,7 +93,8 @@ def test_flops_are_those_that_torch_counts_in_prefill_and_in_decode(family: str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_the_parameters_of_real_tensors_each_once(family: str) -> None:
     ops, kinds = recorded(family)
-    model = real_model(family).to(torch.bfloat16)
+    model: nn.Module = real_model(family)
+    model = model.to(torch.bfloat16)
     for path, kind in kinds.items():
         real = {name: tuple(parameter.shape) for name, parameter in model.get_submodule(path).named_parameters()}
         assert {weight.name: weight.shape for weight in ops.kinds[kind].weights} == real

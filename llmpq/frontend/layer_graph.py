@@ -5,16 +5,15 @@ from typing import Any
 
 from torch import fx, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from llmpq.errors import TraceError
 from llmpq.frontend.layer_kinds import kinds_of_layers
-from llmpq.frontend.layer_ops import model_ops
-from llmpq.frontend.layer_run import LayerRun, run_layers
+from llmpq.frontend.layer_linears import linears_of
+from llmpq.frontend.layer_ops import LayerFacts, ModelOps, model_ops
 from llmpq.frontend.tracing import decoder_layers, first_position
 from llmpq.fx.graphs import downstream, placeholders
 from llmpq.fx.ops import attention_mask
-from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
+from llmpq.graph import Attention, LayerGraph, LayerKind, Parameter
 from llmpq.op_graph import OpGraph
 
 UNBOUNDED_POSITIONS = 2**31 - 1  # ALiBi: no table of positions ends the context
@@ -24,13 +23,13 @@ def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGra
     """The value behind `traced`, which `trace(model)` made; `name` is what the user calls the model.
 
     Layers of one kind are structurally equal (llmpq.frontend.layer_kinds); everything else comes from dataflow:
-    fusion groups and head sizes from one run of a layer per kind, what stands before and behind the layers from the graph.
+    linears, fusion groups, experts and heads from the operators of a layer per kind, the ends from the graph.
     """
     layers = decoder_layers(model)
     windows = _windows(traced, frozenset(layers))
     kinds = kinds_of_layers(traced, layers)
-    runs, recorded = run_layers(traced, kinds), model_ops(traced, kinds)
-    firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in runs}
+    recorded = model_ops(traced, kinds)
+    firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in recorded.kinds}
     first, last = _ends(model, traced, frozenset(layers))
     head = _head(model, traced, downstream(traced.graph, frozenset(layers)))
     config = _text_config(model)
@@ -38,12 +37,10 @@ def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGra
     return LayerGraph(
         model=name,
         architecture=type(model).__name__,
-        hidden_size=runs[0].hidden_size,
+        hidden_size=recorded.facts[0].hidden_size,
         vocab_size=_vocab_size(model, traced),
         max_positions=getattr(config, "max_position_embeddings", UNBOUNDED_POSITIONS) - first_position(model),
-        kinds=tuple(
-            _kind(model, path, runs[kind], recorded.kinds[kind], windows[path], f"layer-{kind}") for kind, path in firsts.items()
-        ),
+        kinds=tuple(_kind(model, path, recorded, kind, windows[path]) for kind, path in firsts.items()),
         layer_kind=tuple(kinds.values()),
         layer_names=tuple(layers),
         first=tuple(Parameter(found, tuple(parameter.shape)) for found, parameter in first.items()),
@@ -95,63 +92,26 @@ def _sources(node: fx.Node, behind: set[fx.Node]) -> Iterator[fx.Node]:
         queue.extend(found for found in source.all_input_nodes if found not in queue)
 
 
-def _kind(model: nn.Module, path: str, run: LayerRun, ops: OpGraph, window: int | None, name: str) -> LayerKind:
-    layer = model.get_submodule(path)
-    linears = tuple(_linears(layer, run, _top_k(model, layer)))
+def _kind(model: nn.Module, path: str, recorded: ModelOps, kind: int, window: int | None) -> LayerKind:
+    layer, ops, facts = model.get_submodule(path), recorded.kinds[kind], recorded.facts[kind]
+    linears = tuple(linears_of(layer, ops, facts.replaceable))
     counted = sum(linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in linears)
-    value_head_dim = run.value_dim if run.value_dim not in (0, run.head_dim) else None
     return LayerKind(
-        name=name,
+        name=f"layer-{kind}",
         linears=linears,
         other_parameters=sum(parameter.numel() for parameter in layer.parameters()) - counted,
-        attention=Attention(_num_heads(model, run), run.num_kv_heads, run.head_dim, window, value_head_dim, run.index_dim),
+        attention=_attention(model, ops, facts, window),
         ops=ops,
     )
 
 
-def _num_heads(model: nn.Module, run: LayerRun) -> int:
-    return int(getattr(_text_config(model), "num_attention_heads", run.num_heads))
-
-
-def _linears(layer: nn.Module, run: LayerRun, top_k: int) -> Iterator[Linear]:
-    groups: dict[tuple[Part, int], str] = {}
-    experts = max((count for module in layer.modules() for _, _, _, count in _expert_parameters(module)), default=0)
-    for path, module in layer.named_modules():
-        part: Part = "attention" if f"{path}.".startswith(f"{run.attention}.") else "mlp"
-        if isinstance(module, nn.Linear | Conv1D) and path in run.inputs:
-            transposed = isinstance(module, Conv1D)
-            out_features, in_features = reversed(module.weight.shape) if transposed else module.weight.shape
-            if not _is_router(out_features, experts) and path not in run.read_outside:
-                group = groups.setdefault((part, run.inputs[path]), path)
-                yield Linear(path, in_features, out_features, module.bias is not None, part, group, transposed)
-        for name, out_features, in_features, count in _expert_parameters(module):
-            full = f"{path}.{name}"
-            bias = getattr(module, f"{name}_bias", None) is not None
-            yield Linear(full, in_features, out_features, bias, part, full, _is_transposed(module), count, top_k)
-
-
-def _is_router(out_features: int, experts: int) -> bool:
-    """In a layer with experts, a linear with one row per expert, or a single row (a gate), decides: it stays as it is."""
-    return experts > 0 and out_features in (1, experts)
-
-
-def _expert_parameters(module: nn.Module) -> Iterator[tuple[str, int, int, int]]:
-    """(name, out_features, in_features, experts) of the module's own 3-D parameters."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() == 3:
-            count, rows, columns = parameter.shape
-            yield (name, columns, rows, count) if _is_transposed(module) else (name, rows, columns, count)
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    return bool(getattr(module, "is_transposed", False))
-
-
-def _top_k(model: nn.Module, layer: nn.Module) -> int:
-    """Experts that work on each token: what the layer's router says, else the configuration."""
-    found = (getattr(module, "top_k", None) for module in layer.modules())
-    default: int = getattr(_text_config(model), "num_experts_per_tok", 1)
-    return next((top_k for top_k in found if isinstance(top_k, int)), default)
+def _attention(model: nn.Module, ops: OpGraph, facts: LayerFacts, window: int | None) -> Attention:
+    heads = next((op.heads for op in ops.ops if op.heads is not None), None)
+    num_heads = getattr(_text_config(model), "num_attention_heads", 1) if heads is None else heads.num_heads
+    if not facts.num_kv_heads:
+        return Attention(num_heads, 0, 0 if heads is None else heads.head_dim, window)
+    value_dim = None if facts.value_dim == facts.head_dim else facts.value_dim
+    return Attention(num_heads, facts.num_kv_heads, facts.head_dim, window, value_dim, facts.index_dim)
 
 
 def _ends(

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from llmpq.errors import TraceError
+from llmpq.frontend.called_modules import watched_calls
 from llmpq.frontend.op_draft import draft
 from llmpq.frontend.op_emission import op_graph
 from llmpq.frontend.op_patterns import merge_patterns
@@ -25,11 +26,20 @@ EXPERTS = "batched_mm"  # transformers' way through a set of experts in which no
 
 
 @dataclass(frozen=True, slots=True)
-class CacheWrite:
-    """Shape of one tensor that a layer wrote to the KV cache: [batch, num_kv_heads, tokens, head_dim]."""
+class LayerFacts:
+    """What operators alone do not tell of a layer.
 
+    replaceable: paths of linear modules that another module can stand for
+    num_kv_heads, head_dim, value_dim, index_dim: what it writes to the cache of each token; no heads where it has no cache
+    hidden_size: of its result
+    """
+
+    replaceable: frozenset[str]
     num_kv_heads: int
     head_dim: int
+    value_dim: int
+    index_dim: int
+    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class ModelOps:
     """kinds: by number, parameters named relative to the layer; `shared`: masks, positions, rotary values for all layers."""
 
     kinds: dict[int, OpGraph]
-    writes: dict[int, tuple[CacheWrite, ...]]
+    facts: dict[int, LayerFacts]
     first: OpGraph
     shared: OpGraph
     last: OpGraph
@@ -55,6 +65,8 @@ def model_ops(traced: fx.GraphModule, kinds: dict[str, int]) -> ModelOps:
         values = {"input_ids": ids, "attention_mask": None, "position_ids": ids.clone(), "past_key_values": interpreter.cache}
         try:
             logits = interpreter.run(*(values[name] for name in INPUTS))
+        except TraceError as error:
+            raise TraceError(str(error).splitlines()[0]) from error
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise TraceError(f"the layers of {type(traced).__name__} cannot be run on shapes alone: {reason}") from error
@@ -67,17 +79,19 @@ class _Writer:
     def __init__(self, recorder: Recorder, past: int | torch.SymInt) -> None:
         self._recorder = recorder
         self._past = past
-        self.written: list[tuple[CacheWrite, ...]] = []
+        self.written: list[tuple[int, int, int]] = []  # heads, sizes of key and value
+        self.index_dim = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._past  # type: ignore[return-value]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.written.append(tuple(CacheWrite(int(new.shape[1]), int(new.shape[3])) for new in (key, value)))
+        self.written.append((int(key.shape[1]), int(key.shape[3]), int(value.shape[3])))
         return self._extended(key), self._extended(value)
 
     def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
         """Keys that choose what attention sees (sparse attention): cached beside the others."""
+        self.index_dim = int(index_key.shape[-1])
         return self._extended(index_key)
 
     def _extended(self, new: Tensor) -> Tensor:
@@ -97,7 +111,7 @@ class _OpInterpreter(fx.Interpreter):
         self._behind = downstream(traced.graph, frozenset(kinds))
         self._outputs: dict[int, Any] = {}
         self._hidden: dict[int, Value] = {}
-        self._writes: dict[int, tuple[CacheWrite, ...]] = {}
+        self._facts: dict[int, LayerFacts] = {}
         self._paths: dict[int, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -119,19 +133,22 @@ class _OpInterpreter(fx.Interpreter):
             self._paths[kind] = target
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self._hidden[kind] = self._recorder.value(tensors[0])
-            self.cache.written.clear()
             with self._recorder.piece(f"kind {kind}"):
-                layer = copy_sharing_tensors(self.module.get_submodule(target))
-                self._outputs[kind] = self._call(target, layer, args, kwargs)
-            self._writes[kind] = self._written(target, any(value is self.cache for value in (*args, *kwargs.values())))
+                self._run_layer(kind, target, args, kwargs)
         return self._outputs[kind]
 
-    def _written(self, target: str, caches: bool) -> tuple[CacheWrite, ...]:
-        """What the layer wrote: once, or nothing where it is given no cache."""
-        times = len(self.cache.written)
-        if times != caches:
+    def _run_layer(self, kind: int, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer = copy_sharing_tensors(self.module.get_submodule(target))
+        calls, cache = watched_calls(layer), self.cache
+        cache.written.clear()
+        cache.index_dim = 0
+        output = self._outputs[kind] = self._call(target, layer, args, kwargs)
+        times, expected = len(cache.written), any(value is cache for value in (*args, *kwargs.values()))
+        if times != expected:
             raise TraceError(f"layer {target} wrote the KV cache {times} times; expected once (attention layers only)")
-        return self.cache.written[0] if caches else ()
+        written = cache.written[0] if expected else (0, 0, 0)
+        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+        self._facts[kind] = LayerFacts(calls.replaceable, *written, cache.index_dim, int(hidden.shape[-1]))
 
     def _call(self, target: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -146,7 +163,7 @@ class _OpInterpreter(fx.Interpreter):
         kinds = {kind: self._kind(kind) for kind in self._paths}
         return ModelOps(
             kinds,
-            self._writes,
+            self._facts,
             self._graph(front, (hidden,), {}),
             self._graph(front, self._shared(), {}),
             self._graph(recording.pieces["last"], (logits,), self._layer_results()),

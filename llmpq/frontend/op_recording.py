@@ -20,6 +20,7 @@ from llmpq.op_graph import Size
 COMPUTE_DTYPE = torch.bfloat16
 HINTS = (3, 5, 11)  # batch, tokens, past where a model branches on them: decode-like, masks needed, no two alike
 _SILENT = ("prim::", "aten::sym_", "aten::is_", "aten::_version", "aten::_local_scalar_dense")
+_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 _UNREAD = ("_like",)  # of what they are given, these read the shape
 
 
@@ -88,6 +89,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = () if name.endswith(_UNREAD) or name.startswith("aten::new_") else self._all(given)
         if name == "aten::nonzero":
             raise TraceError("an operator returns as many results as values decide (nonzero), which shapes alone do not tell")
+        if name in _PRODUCTS:
+            args = self._alike(args)
         out = self._added_product(args) if name == "aten::baddbmm" else func(*args, **(kwargs or {}))
         if not name.startswith(_SILENT):
             outputs = tuple(self._renewed(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
@@ -168,6 +171,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if base is not None:
             before = self.value(base)
             self.current.append(Record("copy_", (), (before, *outputs), (self._renewed(base),)))
+
+    def _alike(self, args: Any) -> tuple[Any, ...]:
+        """Operands in the compute dtype: a model traced in another one has its own dtype written into masks."""
+        with self.unrecorded():
+            return tuple(a.to(COMPUTE_DTYPE) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
     def _added_product(self, args: Any) -> Tensor:
         """The result of baddbmm, whose own shape function refuses symbols."""
