@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from llmpq.errors import TraceError
 from llmpq.frontend.layer_graph import layer_graph
@@ -19,12 +20,16 @@ from llmpq.graph import LayerGraph
 
 __all__ = ["build_model", "layer_graph", "load_config", "trace", "trace_model"]
 
-_NAMED = {
-    *MODEL_FOR_CAUSAL_LM_MAPPING.values(),
-    *transformers.MODEL_FOR_MASKED_LM_MAPPING.values(),
-    *transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.values(),
-    *transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.values(),
-}
+_NAMED = frozenset(
+    str(name)
+    for names in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    )
+    for name in names.values()
+)
 
 
 def load_config(path: Path) -> PreTrainedConfig:
@@ -63,8 +68,9 @@ def build_model(config: PreTrainedConfig | Path | str, *, attn_implementation: s
 
 def _model_class(config: PreTrainedConfig, text_config: PreTrainedConfig) -> Any:
     """The class that config.json names, where it takes the text part's configuration, else the causal language model for that."""
-    named: Any = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-    if named in _NAMED and isinstance(text_config, named.config_class) and not text_config.is_encoder_decoder:
+    name = next(iter(config.architectures or ()), "")
+    named: Any = getattr(transformers, name) if name in _NAMED else None
+    if named is not None and isinstance(text_config, named.config_class) and not text_config.is_encoder_decoder:
         return named
     for key in (type(text_config), type(config)):
         found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(key, None)
