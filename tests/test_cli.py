@@ -54,7 +54,8 @@ def test_without_a_command_the_help_is_shown_on_stderr(cli: CommandLine) -> None
 
 def test_every_public_name_is_what_it_says() -> None:
     found = {name: getattr(llmpq, name) for name in llmpq.__all__}
-    assert {name for name, value in found.items() if isinstance(value, type)} == {"Batch", "Cluster", "CompiledModel", "Plan"}
+    types = {"Batch", "Cluster", "CompiledModel", "Plan", "Serving"}
+    assert {name for name, value in found.items() if isinstance(value, type)} == types
     assert all(callable(value) and value.__name__ == name for name, value in found.items())
     with pytest.raises(AttributeError, match="module 'llmpq' has no attribute 'compyle'"):
         _ = llmpq.compyle
