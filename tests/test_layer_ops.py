@@ -10,13 +10,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from llmpq.errors import TraceError
 from llmpq.frontend.build import build_model
 from llmpq.frontend.layer_kinds import kinds_of_layers
 from llmpq.frontend.layer_ops import ModelOps, model_ops
 from llmpq.frontend.tracing import decoder_layers, trace
 from llmpq.graph import Attention
-from llmpq.op_facts import kv_bytes_per_token
+from llmpq.op_facts import expert_sets, kv_bytes_per_token, norm_edges, routers
+from llmpq.op_graph import Size
+from llmpq.printing import format_op_graph
 from llmpq.runtime.kv_cache import KvCache
+from tests.conftest import Golden
 from tests.tiny_models import CONFIGS, EAGER_ONLY, GQA, tiny_config
 
 LATENT = {
@@ -109,3 +113,56 @@ def test_the_cache_grows_by_what_layers_write(family: str) -> None:
     ops, kinds = recorded(family)
     kv = KvCache(entries(ops, kinds), batch_size=3, max_len=11, dtype=torch.bfloat16)
     assert kv.nbytes == 3 * 11 * sum(kv_bytes_per_token(ops.kinds[kind]) for kind in kinds.values())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_of_a_layer_are_one_set_chosen_by_one_router(family: str) -> None:
+    graph = recorded(family)[0].kinds[0]
+    (together,) = expert_sets(graph)
+    experts = [op for op in graph.ops if op.kind == "experts"]
+    assert [op.name for op in experts] == list(together)
+    assert {op.experts_per_token for op in experts} == {2}
+    assert len(routers(graph)) == 1
+
+
+def test_experts_are_read_as_far_as_tokens_reach_them() -> None:
+    experts = next(op for op in recorded("mixtral")[0].kinds[0].ops if op.kind == "experts")
+    assert experts.weight_reads(1, 9, 1) == pytest.approx(experts.weight_bytes * 2 / 4)
+    assert experts.weight_reads(200, 200, 4) == pytest.approx(experts.weight_bytes)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"input_layernorm.weight": 3, "post_attention_layernorm.weight": 2}),
+        ("gpt2", {"ln_1.weight": 1, "ln_2.weight": 1}),
+        ("gemma3", {"input_layernorm.weight": 3, "pre_feedforward_layernorm.weight": 2}),
+        ("falcon", {"input_layernorm.weight": 2}),
+        ("mixtral", {"input_layernorm.weight": 3}),
+    ],
+)
+def test_norms_that_only_linears_read_can_take_their_factors(family: str, expected: dict[str, int]) -> None:
+    """Gemma's norms behind attention and mlp feed a sum, Mixtral's second one feeds the router's experts."""
+    assert {edge.gain: len(edge.linears) for edge in norm_edges(recorded(family)[0].kinds[0])} == expected
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma2", "gpt_oss"])
+def test_attention_that_is_written_out_is_one_operator(family: str) -> None:
+    graph = recorded(family)[0].kinds[0]
+    (attention,) = (op for op in graph.ops if op.kind == "attention")
+    assert "_softmax" in attention.detail.split()
+    assert attention.heads is not None
+    assert attention.heads.keys == Size.of(1, context=1)
+
+
+def test_canonical_text_of_a_recorded_layer(golden: Golden) -> None:
+    golden("ops_mixtral.txt", format_op_graph(recorded("mixtral")[0].kinds[0]))
+
+
+def test_a_choice_among_values_cannot_be_recorded_and_is_named() -> None:
+    model = build_model(config_of("llama"))
+    mlp: Any = model.model.layers[0].mlp
+    mlp.forward = lambda hidden: hidden[hidden.sum(-1).nonzero(as_tuple=True)]
+    traced = trace(model)
+    with pytest.raises(TraceError, match="as many results as values decide"):
+        model_ops(traced, kinds_of_layers(traced, decoder_layers(model)))

@@ -64,8 +64,8 @@ class Recording:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Appends what is called while it is active to the piece that is current.
 
-    torch.export is not used: it takes neither cache objects nor models that branch on sizes (windows, chunks) without
-    per-model constraints, and needs seconds where this needs tenths (docs/costs.md). Shapes are symbolic in the same way.
+    torch.export is not used: it takes no cache objects, and refuses models that branch on sizes (windows, chunks) unless
+    their constraints are written down for each. Shapes are symbolic in the same way.
     """
 
     def __init__(self) -> None:
@@ -174,8 +174,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _alike(self, args: Any) -> tuple[Any, ...]:
         """Operands in the compute dtype: a model traced in another one has its own dtype written into masks."""
-        with self.unrecorded():
-            return tuple(a.to(COMPUTE_DTYPE) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+        return tuple(self._cast(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == COMPUTE_DTYPE else self.append("_to_copy", (tensor,), tensor.to(COMPUTE_DTYPE))
 
     def _added_product(self, args: Any) -> Tensor:
         """The result of baddbmm, whose own shape function refuses symbols."""
