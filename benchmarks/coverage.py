@@ -53,6 +53,7 @@ def _options() -> argparse.Namespace:
 
 
 def _sweep(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    import coverage_case  # noqa: F401  (children inherit what it imports)
     import torch
     import transformers
     from coverage_models import classes
@@ -100,11 +101,12 @@ def _write_case(writing: int, name: str, model_types: tuple[str, ...]) -> None:
 def _write(rows: dict[str, dict[str, Any]]) -> None:
     import torch
     import transformers
+    from coverage_models import classes
 
     machine = {"machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     RESULTS.parent.mkdir(exist_ok=True)
-    value = {"machine": machine, "versions": versions, "classes": dict(sorted(rows.items()))}
+    value = {"machine": machine, "versions": versions, "count": len(classes()), "classes": dict(sorted(rows.items()))}
     RESULTS.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -137,10 +139,11 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         (
             "# Coverage of transformers' causal language models",
             "",
-            f"Every class of `MODEL_FOR_CAUSAL_LM_MAPPING` of transformers {versions['transformers']} (torch {versions['torch']}),",
-            "each with a tiny random model, by `python benchmarks/coverage.py`; figures in `benchmarks/results/coverage.json`.",
+            f"Every class of `MODEL_FOR_CAUSAL_LM_MAPPING` of transformers {versions['transformers']}, each with a tiny random",
+            f"model, by `python benchmarks/coverage.py` (torch {versions['torch']}); see `benchmarks/results/coverage.json`.",
             "",
             totals(rows),
+            *_unswept(rows),
             "",
             *EXPLANATION,
             "",
@@ -158,6 +161,11 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
             "",
         )
     )
+
+
+def _unswept(rows: dict[str, dict[str, Any]]) -> list[str]:
+    missing = json.loads(RESULTS.read_text()).get("count", len(rows)) - len(rows)
+    return [f"{missing} classes have not been swept yet: run the script again, it goes on where it was."] if missing else []
 
 
 EXPLANATION = (
