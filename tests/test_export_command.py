@@ -12,7 +12,6 @@ from llmpq import Batch, compile, load
 from llmpq.backends.vllm_environment import PYTHON_VARIABLE, engine_python
 from llmpq.commands.engine_check import reference_log_probs, token_windows
 from llmpq.errors import InputError
-from llmpq.options import PlanningOptions
 from llmpq.runtime.launcher import free_port
 from tests.command_line import ROOT, environment
 from tests.conftest import CommandLine
@@ -25,8 +24,17 @@ def mixture_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model on two CPUs, a mixture, compiled the quick way. Not to be written to."""
     out = tmp_path_factory.mktemp("mixture") / "out"
     rules = ("count(w8a8) >= 2", "count(w4a16) >= 2", "first_layer.device != last_layer.device")
-    quick: PlanningOptions = {"indicator": "prior", "quantizer": "rtn", "quality_check": False}
-    compile("demo", two_cpus(), Batch(8, 64, 32), out=out, precisions=("16", "w8a8", "w4a16"), constraints=rules, **quick)
+    compile(
+        "demo",
+        two_cpus(),
+        Batch(8, 64, 32),
+        out=out,
+        precisions=("16", "w8a8", "w4a16"),
+        constraints=rules,
+        indicator="prior",
+        quantizer="rtn",
+        quality_check=False,
+    )
     return out
 
 

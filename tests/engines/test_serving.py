@@ -13,7 +13,6 @@ import pytest
 import llmpq
 from llmpq.export.vllm_settings import VllmSettings
 from llmpq.frontend.models import load_tokenizer
-from llmpq.options import PlanningOptions
 from llmpq.runtime.launcher import free_port
 from llmpq.serialize import loads
 from tests.command_line import environment
@@ -28,7 +27,6 @@ pytestmark = [
 BATCH = llmpq.Batch(4, 80, 17)
 ALL_PRECISIONS = tuple(f"count({name}) >= 2" for name in ("16", "w8a8", "w8a16", "w4a16"))
 START_LIMIT_S = 600
-QUICK: PlanningOptions = {"indicator": "prior", "quantizer": "rtn", "quality_check": False}
 
 
 def compiled_in(out: Path, partition: tuple[int, ...]) -> Path:
@@ -40,7 +38,17 @@ def compiled_in(out: Path, partition: tuple[int, ...]) -> Path:
     )
     cluster = f"{len(partition)}xCPU"
     rules = (*ALL_PRECISIONS, *places)
-    llmpq.compile("demo", cluster, BATCH, out=out, engine="vllm", constraints=rules, **QUICK)
+    llmpq.compile(
+        "demo",
+        cluster,
+        BATCH,
+        out=out,
+        engine="vllm",
+        constraints=rules,
+        indicator="prior",
+        quantizer="rtn",
+        quality_check=False,
+    )
     return out
 
 
@@ -69,7 +77,17 @@ def test_a_cache_smaller_than_the_workload_wants_is_predicted_too(tmp_path: Path
         "name: tight\ndevices:\n  - {type: CPU, memory: 5 MiB, host: a}\n  - {type: CPU, memory: 5 MiB, host: a}\n"
     )
     out = tmp_path / "out"
-    llmpq.compile("demo", cluster, llmpq.Batch(16, 80, 10), out=out, precisions="w4a16", sensitivity_budget=10.0, **QUICK)
+    llmpq.compile(
+        "demo",
+        cluster,
+        llmpq.Batch(16, 80, 10),
+        out=out,
+        precisions="w4a16",
+        sensitivity_budget=10.0,
+        indicator="prior",
+        quantizer="rtn",
+        quality_check=False,
+    )
     done = command_line("export", out, "--to", "vllm", "-o", tmp_path / "export", "--check", "--python", PYTHON, "--json")
     assert done.code == 0, done.err[-4000:]
     settings, check = settings_of(tmp_path / "export"), json.loads(done.out)["check"]
