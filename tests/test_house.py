@@ -13,7 +13,9 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("cache", "native", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),
-    **dict.fromkeys(("pipeline_text", "passmanager", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2),
+    **dict.fromkeys(
+        ("pipeline_text", "passmanager", "comparison", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2
+    ),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
     **dict.fromkeys(("compiler", "compiled", "quality_loop", "lm_eval", "commands", "cli", "__main__", "__init__"), 5),
