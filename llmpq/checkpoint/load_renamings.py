@@ -36,9 +36,10 @@ def load_renamings(architecture: str) -> LoadRenamings:
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
         return LoadRenamings()
-    conversions = get_checkpoint_conversion_mapping(architecture)
+    look_up: Any = get_checkpoint_conversion_mapping
+    conversions = look_up(architecture)
     if conversions is None:
-        conversions = get_checkpoint_conversion_mapping(model_class.config_class.model_type) or []
+        conversions = look_up(model_class.config_class.model_type) or []
     merging = (MergeModulelist, Concatenate)
     return LoadRenamings(
         tuple(found for found in conversions if isinstance(found, WeightRenaming)),

@@ -25,9 +25,7 @@ def with_files(source: ModelSource, folder: Path) -> ModelSource:
     if module is None:
         return source
     if any(parameter.is_meta for parameter in module.parameters()):
-        raise InputError(
-            f"{source.name} has parameters on the meta device, without weights; `plan` takes it, `compile` does not"
-        )
+        raise InputError(f"{source.name} has parameters on the meta device, without weights; `plan` takes it, `compile` does not")
     if isinstance(module, PreTrainedModel):
         module.save_pretrained(folder)
         return ModelSource(source.name, directory=folder, config=folder / CONFIG_FILE)
