@@ -173,7 +173,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.current.append(Record("copy_", (), (before, *outputs), (self._renewed(base),)))
 
     def _alike(self, args: Any) -> tuple[Any, ...]:
-        """Operands in the compute dtype: a model traced in another one has its own dtype written into masks."""
+        """Operands of one dtype: a model that was traced in another one has its own written into masks."""
+        if len({a.dtype for a in args if isinstance(a, Tensor)}) == 1:
+            return tuple(args)
         return tuple(self._cast(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
     def _cast(self, tensor: Tensor) -> Tensor:
