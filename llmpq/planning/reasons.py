@@ -12,7 +12,7 @@ from llmpq.solver.explain import explain_infeasible
 from llmpq.solver.milp import Shortage, shortage
 from llmpq.solver.problem import Problem
 
-SHORTAGE_LIMIT_S = 2.0
+SHORTAGE_LIMIT_S = 5.0
 
 
 def reasons(program: Program, space: Space = EVERYTHING) -> tuple[str, ...]:
