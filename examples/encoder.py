@@ -12,7 +12,8 @@ import llmpq
 def main() -> None:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=512, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128)
-    model = BertForMaskedLM(config).eval()
+    model = BertForMaskedLM(config)
+    model.train(False)
     workload = llmpq.Batch(batch_size=3, prompt_len=24, gen_len=1)
     compiled = llmpq.compile(model, "2xCPU", workload, precisions=("w8a16",), assign="assign-even")
     print(compiled)

@@ -25,10 +25,15 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         normed = self.norm(hidden)
-        heads = [part(normed).unflatten(-1, (4, HIDDEN // 4)).transpose(1, 2) for part in (self.query, self.key, self.value)]
-        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
-        hidden = hidden + self.output(mixed.transpose(1, 2).flatten(2))
-        return hidden + self.mlp(hidden)
+        query, key, value = (self.heads(part(normed)) for part in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = hidden + self.output(mixed.transpose(1, 2).flatten(2))
+        added: Tensor = mixed + self.mlp(mixed)
+        return added
+
+    @staticmethod
+    def heads(hidden: Tensor) -> Tensor:
+        return hidden.unflatten(-1, (4, HIDDEN // 4)).transpose(1, 2)
 
 
 class Model(nn.Module):
@@ -45,7 +50,8 @@ class Model(nn.Module):
         hidden = self.tokens(input_ids) + self.positions(torch.arange(input_ids.shape[1], device=input_ids.device))
         for layer in self.layers:
             hidden = layer(hidden)
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
 
 def main() -> None:
