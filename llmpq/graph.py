@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from llmpq.op_graph import OpGraph
+from llmpq.op_graph import NO_OPS, OpGraph
 from llmpq.precision import Precision
 
 Part = Literal["attention", "mlp"]
@@ -87,7 +87,7 @@ class LayerKind:
     linears: tuple[Linear, ...]
     other_parameters: int
     attention: Attention
-    ops: OpGraph = OpGraph()
+    ops: OpGraph = NO_OPS
 
     @property
     def is_quantizable(self) -> bool:
@@ -133,9 +133,9 @@ class LayerGraph:
     last: tuple[Parameter, ...]
     head: str
     tied_head: str | None
-    first_ops: OpGraph = OpGraph()
-    shared_ops: OpGraph = OpGraph()
-    last_ops: OpGraph = OpGraph()
+    first_ops: OpGraph = NO_OPS
+    shared_ops: OpGraph = NO_OPS
+    last_ops: OpGraph = NO_OPS
 
     @property
     def num_layers(self) -> int:

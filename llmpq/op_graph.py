@@ -206,3 +206,6 @@ class OpGraph:
         """The op whose result `value` is; None for an input of the graph."""
         name = value.partition(".")[0]
         return next((op for op in self.ops if op.name == name), None)
+
+
+NO_OPS = OpGraph()

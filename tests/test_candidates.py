@@ -93,6 +93,7 @@ def test_too_many_teams_are_none_rather_than_some() -> None:
 
 def test_groups_are_all_devices_together_and_each_sort_alone_at_every_size() -> None:
     plain = on("2xT4+1xL4")
+    assert isinstance(plain.request.workload, Batch)
     sizes = set(micro_batch_sizes(plain.request.workload, 3))
     groups = candidate_groups(plain)
     assert {group.devices for group in groups} == {(0, 1, 2), (0,), (2,)}

@@ -124,7 +124,7 @@ def test_a_model_in_training_mode_is_refused() -> None:
 
 
 def test_a_module_without_a_list_of_layers_is_refused() -> None:
-    with pytest.raises(TraceError, match="Sequential has no list of decoder layers; expected an nn.ModuleList"):
+    with pytest.raises(TraceError, match=r"Sequential has no list of decoder layers; expected an nn\.ModuleList"):
         trace(nn.Sequential(nn.Linear(2, 2)).eval())
 
 

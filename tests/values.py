@@ -49,7 +49,8 @@ def llama_kind(hidden: int = 128, kv_heads: int = 1, ffn: int = 256, head_dim: i
 def llama_graph(num_layers: int = 4, hidden: int = 128, vocab: int = 512, tied: bool = True) -> LayerGraph:
     """A small Llama, its head tied to the embedding or not."""
     embedding = Parameter("model.embed_tokens.weight", (vocab, hidden))
-    head = () if tied else (Parameter("lm_head.weight", (vocab, hidden)),)
+    untied = Parameter("lm_head.weight", (vocab, hidden))
+    head = () if tied else (untied,)
     return LayerGraph(
         model="tiny",
         architecture="LlamaForCausalLM",
@@ -64,7 +65,7 @@ def llama_graph(num_layers: int = 4, hidden: int = 128, vocab: int = 512, tied: 
         head="lm_head",
         tied_head=embedding.name if tied else None,
         first_ops=first_ops(embedding.name, vocab, hidden),
-        last_ops=last_ops(embedding.name if tied else head[0].name, vocab, hidden),
+        last_ops=last_ops(embedding.name if tied else untied.name, vocab, hidden),
     )
 
 
