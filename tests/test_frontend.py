@@ -64,7 +64,7 @@ def test_an_unknown_attention_implementation_is_refused() -> None:
 
 def test_a_configuration_of_no_causal_language_model_is_refused() -> None:
     with pytest.raises(
-        TraceError, match=r"'clip_vision_model' cannot be built: .* no causal language model for CLIPVisionConfig"
+        TraceError, match=r"'clip_vision_model' cannot be built: .* no causal language model for CLIP"
     ):
         build_model(CLIPVisionConfig(hidden_size=12, num_hidden_layers=1))
 

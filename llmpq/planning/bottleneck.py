@@ -139,7 +139,7 @@ def _stage(problem: Problem, around: Surroundings, device: int, role: int, count
     ends = [end for end, held in ((problem.first_stage, FIRST), (problem.last_stage, LAST)) if role & held]
     links = around.return_s if role & LAST else around.decode_s
     hop = min((links[device][other] for other in range(len(problem.devices)) if other != device), default=0.0)
-    taken: Floats = counts @ seconds + sum(end.decode_s[device] for end in ends) + hop
+    taken = counts @ seconds + sum(end.decode_s[device] for end in ends) + hop
     room = problem.capacity_bytes[device] - sum(end.bytes[device] for end in ends)
     kept = counts @ size <= room
     layers, taken, lost = counts.sum(axis=1)[kept], taken[kept], (counts @ loss)[kept]
@@ -147,7 +147,7 @@ def _stage(problem: Problem, around: Surroundings, device: int, role: int, count
     layers, taken, lost = layers[order], taken[order], lost[order]
     starts = layers.searchsorted(np.arange((int(layers[-1]) if len(layers) else 0) + 2))
     parts = [slice(a, b) for a, b in pairwise(starts)]
-    return _Stage(role, tuple(taken[part] for part in parts), tuple(_running_least(lost[part]) for part in parts))
+    return _Stage(role, tuple(np.asarray(taken[part], np.float64) for part in parts), tuple(_running_least(lost[part]) for part in parts))
 
 
 def _running_least(values: "Floats") -> "Floats":
