@@ -147,7 +147,8 @@ def _stage(problem: Problem, around: Surroundings, device: int, role: int, count
     layers, taken, lost = layers[order], taken[order], lost[order]
     starts = layers.searchsorted(np.arange((int(layers[-1]) if len(layers) else 0) + 2))
     parts = [slice(a, b) for a, b in pairwise(starts)]
-    return _Stage(role, tuple(np.asarray(taken[part], np.float64) for part in parts), tuple(_running_least(lost[part]) for part in parts))
+    times = tuple(np.asarray(taken[part], np.float64) for part in parts)
+    return _Stage(role, times, tuple(_running_least(lost[part]) for part in parts))
 
 
 def _running_least(values: "Floats") -> "Floats":
