@@ -18,7 +18,7 @@ FLAGS = ("-O3", "-ffast-math")
 MOST_GROUP = 4096  # of the C file
 BITS = (3, 4, 8)
 # Up to how many tokens the product beats unpacking and a dense product (benchmarks/kernels.py): with, without vectors of bf16.
-FEW_TOKENS = {3: (16, 0), 4: (16, 2), 8: (8, 2)}
+FEW_TOKENS = {3: (24, 0), 4: (24, 2), 8: (16, 2)}
 HALVES = (torch.bfloat16, torch.float16)
 LEAST_ROWS = 256  # per thread: less is done before the others have started
 
