@@ -26,7 +26,7 @@ from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
-from llmpq.serialize import loads
+from llmpq.serialize import loads, to_json
 from llmpq.solver.rules import parse_rules
 from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
@@ -104,7 +104,11 @@ def compile(
     program = _plan(source, cluster, workload, given, passes.planning, observe, before)
     planned = time.perf_counter()
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
-    build = {"planning_s": round(planned - started, 3), "versions": library_versions()}
+    build = {
+        "planning_s": round(planned - started, 3),
+        "versions": library_versions(),
+        "sensitivity": to_json(program.sensitivity),
+    }
     folder = source.directory
 
     def write(planned: Program) -> Program:

@@ -114,6 +114,8 @@ class Optimality:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """engine, precisions, constraints: as they were asked for; no precisions: those that the plan uses."""
+
     model: str
     compute_dtype: ComputeDtype
     workload: Workload
@@ -123,6 +125,9 @@ class Plan:
     quality: Quality
     optimality: Optimality
     format: str = PLAN_FORMAT
+    engine: str = "local"
+    precisions: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
 
     @property
     def pipeline(self) -> Pipeline:

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from llmpq.plan import Optimality
-from llmpq.planning.fallback import search_or_explain
-from llmpq.planning.make_plan import make_plan
+from llmpq.planning.joint import joint_plan
 from llmpq.program import Program
 
 
@@ -21,11 +19,6 @@ class AssignJoint:
     time_limit: float = 0.0
 
     def apply(self, program: Program) -> Program:
-        request = program.request
-        request = replace(request, gap=self.gap or request.gap, time_limit_s=self.time_limit or request.time_limit_s)
-        searched = replace(program, request=request)
-        answer = search_or_explain(searched)
-        found = answer.found
-        optimality = Optimality(found.objective, found.bound, found.proven, "exact search")
-        plan = make_plan(searched, found.candidate, found.problem, found.assignment, optimality, answer.budget)
-        return replace(program, plan=plan, notices=program.notices + answer.notices)
+        asked = program.request
+        request = replace(asked, gap=self.gap or asked.gap, time_limit_s=self.time_limit or asked.time_limit_s)
+        return replace(joint_plan(replace(program, request=request)), request=asked)

@@ -30,6 +30,9 @@ def make_plan(
         ),
         quality=Quality(evaluation.sensitivity, budget, program.require("sensitivity").provenance),
         optimality=optimality,
+        engine=program.request.engine,
+        precisions=tuple(precision.name for precision in program.request.precisions),
+        constraints=tuple(rule.text for rule in program.request.rules),
     )
 
 
