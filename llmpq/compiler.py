@@ -24,6 +24,7 @@ from llmpq.planning.candidates import Candidate
 from llmpq.planning.fixes import Fix, find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
+from llmpq.profiling.profile_file import profile_notices, read_profile
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
 from llmpq.serialize import loads, to_json
@@ -200,8 +201,10 @@ def _start(
         raise InputError(
             f"engine {options.engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(options.engine, engines())}"
         )
+    found = cluster if isinstance(cluster, Cluster) else Cluster.load(cluster)
+    profile = None if options.profile is None else read_profile(Path(options.profile), options.engine)
     request = Request(
-        cluster=cluster if isinstance(cluster, Cluster) else Cluster.load(cluster),
+        cluster=found if profile is None else profile.applied(found),
         workload=workload,
         precisions=parse_precisions(options.precisions),
         target=options.target,
@@ -209,6 +212,7 @@ def _start(
         engine=options.engine,
         gap=options.gap,
         time_limit_s=options.time_limit_s,
+        profile=profile,
     )
     graph = layer_graph_of(source)
     if workload.kv_len > graph.max_positions:
@@ -218,6 +222,8 @@ def _start(
         )
     traced = any("graph_module" in item.requires for item in passes)
     program = Program(graph, request, graph_module=traced_module_of(source) if traced else None)
+    if profile is not None:
+        program = replace(program, notices=profile_notices(profile, graph, request))
     rows_of(program, Candidate(tuple(range(len(request.cluster.devices))), 1, 1))  # rules that name what is not there, at once
     if options.sensitivity is not None:
         program = replace(program, sensitivity=_read_sensitivity(Path(options.sensitivity), program))

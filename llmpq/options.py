@@ -30,6 +30,7 @@ class PlanningOptions(TypedDict, total=False):
     tune: str | PathLike[str] | None
     report: str | PathLike[str] | None
     quality_check: bool
+    profile: str | PathLike[str] | None
     quantizer: str
     assign: str
     pipeline: str | None
@@ -47,6 +48,7 @@ class Options:
     indicator: fisher, variance, hessian, measured, random, prior, or auto: fisher where there are weights, else the prior.
     sensitivity: a file with a table to use instead. calibration: a text. tune, report: texts that the
     quantized model is measured on; quality_check: whether it is. Bundled texts by default.
+    profile: a file of `llmpq profile`, whose times replace tables and roofline for devices of its type.
     quantizer: gptq, rtn (round to nearest) or auto: gptq where a tokenizer reads the calibration text.
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
@@ -64,6 +66,7 @@ class Options:
     tune: str | PathLike[str] | None = None
     report: str | PathLike[str] | None = None
     quality_check: bool = True
+    profile: str | PathLike[str] | None = None
     quantizer: str = "auto"
     assign: str = "assign-joint"
     pipeline: str | None = None

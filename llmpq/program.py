@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.costs import CostTable
+from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import ComputeDtype, Plan
@@ -38,6 +39,7 @@ class Request:
     engine: str = "local"
     gap: float = 1e-3
     time_limit_s: float = 60.0
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ _OPTIONS = (
         "--indicator", default="auto", show_default=True, help="Sensitivity: fisher, variance, hessian, measured, random, prior."
     ),
     click.option("--sensitivity", type=click.Path(), help="A sensitivity table to use instead of an indicator."),
+    click.option("--profile", type=click.Path(dir_okay=False), help="Times of a machine, as `llmpq profile` measured them."),
     click.option("--assign", default="assign-joint", show_default=True, help="The assignment pass: assign-joint or a baseline."),
     click.option("--passes", "pipeline", metavar="SPEC", help='All passes, such as "derive-costs,…,assign-joint{gap=1e-4}".'),
     click.option("--extra-pass", "passes", multiple=True, metavar="PASS", help="A lowering pass of your own, module:Class."),

@@ -2,6 +2,7 @@
 
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, roofline_s
 from llmpq.costs.op_latency import attention_s, of_batch, products_s, streams_s
+from llmpq.costs.profile import Profile
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.devices import DeviceType
@@ -53,9 +54,21 @@ def _end_s(device: Device, ops: OpGraph, rows: int, compute_dtype: ComputeDtype)
     return products + streams_s(device, ops, measure, compute_dtype) + overhead_s(device)
 
 
-def latency_provenance(devices: tuple[Device, ...], precisions: tuple[Precision, ...], engine: str) -> str:
-    """What the products of these devices rest on: "table", "roofline", or which for which device type."""
-    found = {device.type.name: _provenance(device.type, precisions, engine) for device in devices}
+def latency_provenance(
+    devices: tuple[Device, ...],
+    precisions: tuple[Precision, ...],
+    engine: str,
+    graph: LayerGraph | None = None,
+    profile: Profile | None = None,
+) -> str:
+    """What the products of these devices rest on: "measured" with its band, "table", "roofline", or which for which type."""
+
+    def of(device: Device) -> str:
+        if profile is not None and graph is not None and profile.covers(device, graph):
+            return "measured, within {:.0%} to {:.0%}".format(*profile.band)
+        return _provenance(device.type, precisions, engine)
+
+    found = {device.type.name: of(device) for device in devices}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{name}: {what}" for name, what in found.items())

@@ -9,6 +9,7 @@ from typing import TypeVar
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import activation_bytes, logits_bytes
 from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.costs.profile import Profile
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import derive_costs as derive_batch_costs
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
@@ -35,14 +36,16 @@ def derive_costs(
     engine: str,
     *,
     timed: bool = True,
+    profile: Profile | None = None,
 ) -> CostTable:
-    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline.
+    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline; those of a
+    batch from a profile where it has them.
 
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
     """
     if isinstance(workload, Serving):
         return _derive_serving(graph, cluster, workload, precisions, compute_dtype, engine, timed)
-    return derive_batch_costs(graph, cluster, workload, precisions, compute_dtype, engine, timed=timed)
+    return derive_batch_costs(graph, cluster, workload, precisions, compute_dtype, engine, timed=timed, profile=profile)
 
 
 def _derive_serving(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
+from llmpq.costs.profile import Profile
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
@@ -92,17 +93,21 @@ def derive_costs(
     engine: str,
     *,
     timed: bool = True,
+    profile: Profile | None = None,
 ) -> CostTable:
-    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline.
+    """Every cost that a plan of this graph on this cluster can need, from a profile, tables of measurements or by roofline.
 
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
     """
+    profile = profile if profile is not None and profile.compute_dtype == compute_dtype else None
     pairs = micro_batch_sizes(workload, len(cluster.devices))
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
 
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
         return tuple(
-            _phase_costs(graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine, timed)
+            _phase_costs(
+                graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine, timed, profile
+            )
             for rows in sorted(set(sizes), reverse=True)
         )
 
@@ -116,7 +121,7 @@ def derive_costs(
         first_bytes=graph.first_bytes,
         last_bytes=graph.last_bytes(with_first=False),
         last_bytes_with_first=graph.last_bytes(with_first=True),
-        provenance=latency_provenance(cluster.devices, precisions, engine) if timed else "bytes alone",
+        provenance=latency_provenance(cluster.devices, precisions, engine, graph, profile) if timed else "bytes alone",
     )
 
 
@@ -128,6 +133,7 @@ def _phase_costs(
     compute_dtype: ComputeDtype,
     engine: str,
     timed: bool,
+    profile: Profile | None,
 ) -> PhaseCosts:
     """`shape`: sequences, new tokens of each, context that time is charged for, longest context that memory must hold."""
     rows, tokens, context, longest = shape
@@ -135,13 +141,29 @@ def _phase_costs(
     def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:
         if layer_support(engine, device.type, precision, kind).level == "unsupported":
             return None
-        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine) if timed else 0.0
+        if not timed:
+            return 0.0
+        measured = profile.layer_s(device, kind, precision, rows, tokens, context) if profile else None
+        if measured is not None:
+            return measured
+        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine)
 
+    def ends(device: Device) -> tuple[float, float]:
+        if not timed:
+            return 0.0, 0.0
+        measured = profile.ends_s(device, graph, rows, tokens, context) if profile else None
+        if measured is not None:
+            return measured
+        return embedding_latency_s(device, graph, rows * tokens, compute_dtype), head_latency_s(
+            device, graph, rows, compute_dtype
+        )
+
+    ends_s = tuple(ends(device) for device in devices)
     return PhaseCosts(
         micro_batch=rows,
         layer_s=tuple(tuple(tuple(cell(kind, device, p) for p in precisions) for device in devices) for kind in graph.kinds),
-        first_s=tuple(embedding_latency_s(device, graph, rows * tokens, compute_dtype) if timed else 0.0 for device in devices),
-        last_s=tuple(head_latency_s(device, graph, rows, compute_dtype) if timed else 0.0 for device in devices),
+        first_s=tuple(first for first, _ in ends_s),
+        last_s=tuple(last for _, last in ends_s),
         hidden_bytes=rows * tokens * graph.hidden_size * FLOAT_BYTES,
         activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
         logits_bytes=logits_bytes(graph, rows),

@@ -99,7 +99,8 @@ def _on(program: Program, device: int, share: int) -> Program:
     only = replace(request.cluster, devices=(request.cluster.devices[device],), pairs=())
     alone = replace(request, cluster=only, workload=with_length(request.workload, "batch_size", share), rules=())
     dtype = compute_dtype((only.devices[0].type,), alone.engine)
-    costs = derive_costs(program.graph, only, alone.workload, alone.precisions, dtype, alone.engine)
+    asked = (program.graph, only, alone.workload, alone.precisions, dtype, alone.engine)
+    costs = derive_costs(*asked, profile=alone.profile)
     return replace(program, request=alone, costs=costs, compute_dtype=dtype)
 
 

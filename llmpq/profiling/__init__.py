@@ -1,0 +1,1 @@
+"""Profiling: what the own runtime takes on this machine, measured before planning and after compiling."""
