@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "simulate": "Serve requests by a plan, in simulated time.",
     "max-context": "The longest context that fits, and what limits it.",
     "max-batch": "The largest batch that fits, and what limits it.",
+    "explain": "Why a plan is as it is, and what would buy what.",
     "devices": "Known device types, and the devices of this machine.",
     "passes": "Known passes.",
     "backends": "Known backends.",

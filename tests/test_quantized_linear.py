@@ -173,3 +173,9 @@ def test_a_prepared_linear_keeps_no_second_copy_and_says_what_it_cannot_do() -> 
 
 def test_few_tokens_are_known_for_every_packed_width() -> None:
     assert set(FEW_TOKENS) == {3, 4, 8}
+
+
+def test_loading_the_kernels_leaves_subnormal_numbers_alone() -> None:
+    packed_kernels()
+    assert float.fromhex("0x1p-1022") / 2 > 0
+    assert float(torch.tensor(2.0**-1022, dtype=torch.float64) / 2) > 0

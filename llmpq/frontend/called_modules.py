@@ -32,7 +32,7 @@ def watched_calls(layer: nn.Module) -> Calls:
 def _watch(path: str, module: nn.Module, calls: Calls) -> None:
     def enter(*_: Any) -> None:
         calls.running.append(path)
-        if isinstance(module, nn.Linear | Conv1D):
+        if _computes_a_product(module):
             calls.called.add(path)
 
     def leave(*_: Any) -> None:
@@ -42,6 +42,13 @@ def _watch(path: str, module: nn.Module, calls: Calls) -> None:
         module.__class__ = _noticing(type(module), path, calls)
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave)
+
+
+def _computes_a_product(module: nn.Module) -> bool:
+    """Whether a call is y = W x + b and nothing else: a router may be a linear that also chooses and returns more."""
+    if isinstance(module, nn.Linear):
+        return _forward(module) is nn.Linear.forward or _returns_one_tensor(module)
+    return isinstance(module, Conv1D)
 
 
 def _noticing(linear: type[nn.Linear], path: str, calls: Calls) -> type[nn.Linear]:

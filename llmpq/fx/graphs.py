@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from llmpq.fx import ops
+from llmpq.fx.example_calls import ExampleCalls
 
 SHAPE_QUESTIONS = ("shape", "dtype", "device", "ndim")
 
@@ -60,13 +61,14 @@ def downstream(graph: fx.Graph, targets: frozenset[str]) -> set[fx.Node]:
     return found
 
 
-def reads_shape_only(source: fx.Node, user: fx.Node, module: nn.Module) -> bool:
+def reads_shape_only(source: fx.Node, user: fx.Node, calls: ExampleCalls) -> bool:
     """Whether `user` takes only shape, dtype and device from the ids or hidden state `source`.
 
-    True of our mask functions, of questions for shape, dtype and device, and of modules without parameters (rotary embeddings).
+    True of our mask functions, of questions for shape, dtype and device, and of modules that neither read nor return its
+    contents (rotary embeddings, which read positions); `calls` are those of the graph's module.
     """
     if user.op == "call_module":
-        return next(module.get_submodule(str(user.target)).parameters(), None) is None
+        return not calls.reads_value(source, user)
     if user.op == "call_method":
         return user.target in ("size", "dim")
     if user.target is getattr:
@@ -76,10 +78,10 @@ def reads_shape_only(source: fx.Node, user: fx.Node, module: nn.Module) -> bool:
 
 def from_ids(graph: fx.Graph, module: nn.Module, behind: set[fx.Node]) -> set[fx.Node]:
     """The nodes outside `behind` whose values come from input_ids: the embeddings, but nothing that reads only their shape."""
-    found = {placeholders(graph)["input_ids"]}
+    found, calls = {placeholders(graph)["input_ids"]}, ExampleCalls(module)
     for node in graph.nodes:
         if node not in behind and any(
-            source in found and not reads_shape_only(source, node, module) for source in node.all_input_nodes
+            source in found and not reads_shape_only(source, node, calls) for source in node.all_input_nodes
         ):
             found.add(node)
     return found

@@ -14,7 +14,9 @@ from torch import Tensor
 from llmpq.native import load_library
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-ffast-math")
+# Sums in any order, so that loops become vectors. Not -ffast-math: gcc then makes loading the library turn off subnormal numbers
+# in the whole process.
+FLAGS = ("-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 MOST_GROUP = 4096  # of the C file
 BITS = (3, 4, 8)
 # Up to how many tokens the product beats unpacking and a dense product (benchmarks/kernels.py): with, without vectors of bf16.

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from llmpq.errors import QuantizationError
+from llmpq.fx.example_calls import ExampleCalls
 from llmpq.fx.graphs import placeholders, reads_shape_only
 from llmpq.fx.modules import copy_sharing_tensors
 from llmpq.quantization.activations import Activations
@@ -141,10 +142,10 @@ class StreamedLayers:
 
 def _decided_by_ids(module: fx.GraphModule) -> set[fx.Node]:
     """The nodes whose values may depend on the token ids; not those that ask the ids or hidden states for shapes alone."""
-    found = {placeholders(module.graph)["input_ids"]}
+    found, calls = {placeholders(module.graph)["input_ids"]}, ExampleCalls(module)
     for node in module.graph.nodes:
         for source in node.all_input_nodes:
-            if source in found and (node.op == "call_module" or not reads_shape_only(source, node, module)):
+            if source in found and (node.op == "call_module" or not reads_shape_only(source, node, calls)):
                 found.add(node)
     return found
 
