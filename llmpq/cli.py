@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "export": "Hand a compiled model to another engine.",
     "serve": "Serve a compiled model with vLLM.",
     "verify": "Check a compiled model's files.",
+    "report": "One HTML page about a compiled model or a plan.",
     "solve": "Solve a bare assignment problem (llmpq-problem-2).",
     "simulate": "Serve requests by a plan, in simulated time.",
     "max-context": "The longest context that fits, and what limits it.",

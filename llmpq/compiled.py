@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
+    from llmpq.answers.explanation import Explanation
     from llmpq.backends.distributed import DistributedBackend
     from llmpq.backends.vllm import VllmBackend
 
@@ -268,6 +269,17 @@ class CompiledModel:
             if node.op == "call_module" and placed is not None:
                 modules.setdefault(str(node.target), placed.stage)
         write_export(find_target(engine), self.plan, self.graph, modules, self.directory, directory, link=link)
+
+    def explain(self, *, layer: int | None = None, device: str | None = None) -> "Explanation":
+        """Why the plan is as it is: the whole, one layer or one device; `str` of it is what `llmpq explain` prints.
+
+        Raises InputError for a layer that is not there or both at once, ClusterError for an unknown device.
+        """
+        from llmpq.answers.explanation import explain
+        from llmpq.answers.subject import program_of
+        from llmpq.explaining import stored_sensitivity
+
+        return explain(program_of(self.graph, self.plan, stored_sensitivity(self.directory)), layer=layer, device=device)
 
     def __str__(self) -> str:
         return format_plan(self.plan)

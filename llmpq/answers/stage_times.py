@@ -1,0 +1,161 @@
+"""Stage times: what each stage of a plan takes in each phase, and what bounds it: arithmetic, memory traffic, launches, links."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from llmpq.answers.subject import Subject
+from llmpq.costs.linear_latency import DTYPE
+from llmpq.costs.peaks import seconds_at_efficiency
+from llmpq.graph import LayerKind
+from llmpq.hardware.cluster import Device
+from llmpq.hardware.support import support
+from llmpq.op_graph import Size
+from llmpq.plan import SERVED_TOKENS, DeviceMemory
+from llmpq.precision import Precision
+from llmpq.program import Program
+from llmpq.solver.problem import Cells, EndCost, Matrix
+from llmpq.workload import Batch, Workload
+
+Bound = Literal["compute", "bandwidth", "overhead", "link"]
+Phase = Literal["prefill", "decode"]
+Parts = tuple[tuple[float, int, int, int], ...]  # of a step: (how often, new tokens, context, sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """One micro-batch (when serving: one step) in one stage.
+
+    seconds: predicted, its link apart; compute_s, bandwidth_s, overhead_s: what its arithmetic, its memory traffic and its
+    launches would take alone at the rates of the roofline, the longest of which bounds it, unless the link is longer still.
+    """
+
+    seconds: float
+    link_s: float
+    compute_s: float
+    bandwidth_s: float
+    overhead_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds + self.link_s
+
+    @property
+    def bound(self) -> Bound:
+        if self.link_s > self.seconds:
+            return "link"
+        shares: dict[Bound, float] = {"compute": self.compute_s, "bandwidth": self.bandwidth_s, "overhead": self.overhead_s}
+        return max(shares, key=lambda name: shares[name])
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """One stage; `prefill` None when serving, where steps mix both."""
+
+    device: str
+    first_layer: int
+    last_layer: int
+    prefill: PhaseTime | None
+    decode: PhaseTime
+    memory: DeviceMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """The slowest stage of a phase and what bounds it; `by_trip`: decode takes the trip through all stages instead."""
+
+    phase: Phase
+    device: str
+    bound: Bound
+    seconds: float
+    by_trip: bool
+
+
+def stage_times(subject: Subject) -> tuple[StageTime, ...]:
+    """Every stage of the plan, in order."""
+    plan = subject.plan
+    phases: tuple[Phase, ...] = ("decode",) if plan.prediction.load else ("prefill", "decode")
+    times = {phase: _phase_times(subject, phase) for phase in phases}
+    prefill: tuple[PhaseTime | None, ...] = times.get("prefill") or (None,) * len(plan.stages)
+    return tuple(
+        StageTime(stage.device, stage.layers[0], stage.layers[-1], before, after, memory)
+        for stage, before, after, memory in zip(plan.stages, prefill, times["decode"], plan.prediction.memory, strict=True)
+    )
+
+
+def bottlenecks(subject: Subject, stages: tuple[StageTime, ...]) -> tuple[Bottleneck, ...]:
+    """The slowest stage of prefill (of a batch) and of decode."""
+    prefill = [stage.prefill for stage in stages if stage.prefill is not None]
+    decode = _bottleneck("decode", stages, [stage.decode for stage in stages], subject.problem.decode_micro_batches)
+    if not prefill:
+        return (decode,)
+    return _bottleneck("prefill", stages, prefill, subject.problem.prefill_micro_batches), decode
+
+
+def _bottleneck(phase: Phase, stages: tuple[StageTime, ...], times: list[PhaseTime], batches: int) -> Bottleneck:
+    slowest = max(range(len(times)), key=lambda j: times[j].total_s)
+    longest = times[slowest].total_s
+    trip = phase == "decode" and sum(time.total_s for time in times) > batches * longest * (1 + 1e-9)
+    return Bottleneck(phase, stages[slowest].device, times[slowest].bound, longest, trip)
+
+
+def _phase_times(subject: Subject, phase: Phase) -> tuple[PhaseTime, ...]:
+    problem, plan = subject.problem, subject.plan
+    cells: Cells = problem.prefill_s if phase == "prefill" else problem.decode_s
+    links: Matrix = problem.link_prefill_s if phase == "prefill" else problem.link_decode_s
+    load = plan.prediction.load
+    scale = 1.0 if load is None else load.running / SERVED_TOKENS
+    hops = [links[a][b] for a, b in pairwise(range(len(plan.stages)))]
+    hops.append(links[len(plan.stages) - 1][0] if phase == "decode" else 0.0)
+    parts = _parts(plan.workload, subject, phase)
+    found = []
+    for j, stage in enumerate(plan.stages):
+        options = [problem.options.index(name) for name in stage.options]
+        seconds = sum(cells[problem.layer_kind[i]][j][b] or 0.0 for i, b in zip(stage.layers, options))
+        seconds += _end_s(problem.first_stage, phase, j) if j == 0 else 0.0
+        seconds += _end_s(problem.last_stage, phase, j) if j == len(plan.stages) - 1 else 0.0
+        device = plan.cluster.device(stage.device)
+        shares = [roofline_shares(subject.program, device, i, b, parts) for i, b in zip(stage.layers, options)]
+        compute, bandwidth = (sum(share[k] for share in shares) for k in (0, 1))
+        overhead = len(stage.options) * device.type.overhead_s / device.speed
+        found.append(PhaseTime(scale * seconds, scale * hops[j], compute, bandwidth, overhead))
+    return tuple(found)
+
+
+def _end_s(end: EndCost, phase: str, device: int) -> float:
+    return end.prefill_s[device] if phase == "prefill" else end.decode_s[device]
+
+
+def _parts(workload: Workload, subject: Subject, phase: str) -> Parts:
+    """The step of a phase as costs are derived for it."""
+    if isinstance(workload, Batch):
+        if phase == "prefill":
+            return ((1.0, workload.prompt_len, workload.prompt_len, subject.candidate.prefill_micro_batch),)
+        return ((1.0, 1, workload.prompt_len + workload.gen_len // 2, subject.candidate.decode_micro_batch),)
+    new, load = round(workload.new_prompt_tokens), subject.plan.load
+    decoding = (1.0, 1, round(workload.resident_tokens), subject.candidate.decode_micro_batch)
+    return decoding, (load.prefill_tokens / max(new, 1), max(new, 1), workload.prompt_len, 1)
+
+
+def roofline_shares(program: Program, device: Device, layer: int, option: int, parts: Parts) -> tuple[float, float]:
+    """Seconds of one layer's arithmetic alone and of its memory traffic alone, at the rates of the roofline."""
+    kind, precision = program.graph.kind_of(layer), program.request.precisions[option]
+
+    def measured(size: Size) -> float:
+        return sum(often * size(tokens, context, rows) for often, tokens, context, rows in parts)
+
+    native = support(program.request.engine, device.type, precision).level == "native"
+    lower = native and precision.is_quantized and precision.activation_bits < 16
+    dtype = {"int": "int8", "fp8": "fp8"}[precision.kind] if lower else DTYPE[program.require("compute_dtype")]
+    tokens = round(sum(often * new * rows for often, new, _, rows in parts))
+    moved = measured(kind.ops.traffic(lambda op: op.kind != "view")) + _weights_moved(kind, precision, native, tokens)
+    compute = seconds_at_efficiency(device.type, dtype, measured(kind.ops.flops), 0.0)
+    return compute / device.speed, seconds_at_efficiency(device.type, dtype, 0.0, moved) / device.speed
+
+
+def _weights_moved(kind: LayerKind, precision: Precision, native: bool, tokens: int) -> float:
+    """Bytes of weights that are read, of experts those that are reached; written and read again where they are unpacked."""
+    held = sum(op.weight_bytes for op in kind.ops.ops)
+    reached = sum(op.weight_reads(1, 1, tokens) for op in kind.ops.ops) / held if held else 1.0
+    unpacked = 0 if native or not precision.is_quantized else 2 * sum(w.nbytes for w in kind.ops.weights)
+    return reached * (kind.weight_bytes(precision) + unpacked)
