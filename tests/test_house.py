@@ -18,9 +18,8 @@ FLOORS: dict[str, int] = {
     ),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
-    **dict.fromkeys(
-        ("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "commands", "cli", "__main__", "__init__"), 5
-    ),
+    **dict.fromkeys(("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report"), 5),
+    **dict.fromkeys(("commands", "cli", "__main__", "__init__"), 5),
 }
 LOWERING = {"passes", "frontend"}
 RUNNING = {"runtime", "backends"}

@@ -1,0 +1,30 @@
+"""llmpq report: a plan as one self-contained HTML page."""
+
+from pathlib import Path
+
+import click
+
+from llmpq.commands.output import print_json, stdout
+from llmpq.units import format_bytes
+
+
+@click.command("report")
+@click.argument("path", metavar="OUT|PLAN.json", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--out", "-o", "out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(path: Path, out: Path, as_json: bool) -> None:
+    """Write one self-contained page about a compiled model, or about a plan that `llmpq plan --json` printed.
+
+    It shows memory, the precision of every layer, the schedule, quality and the commands to run. It needs no network.
+    """
+    from llmpq.report.page import render
+    from llmpq.report.sources import read_report
+
+    page = render(read_report(path))
+    out.write_text(page, encoding="utf-8")
+    if as_json:
+        print_json({"path": str(out), "bytes": len(page.encode())})
+    else:
+        stdout().print(f"{out}: {format_bytes(len(page.encode()))}")

@@ -1,0 +1,1 @@
+"""The report: a plan as one self-contained page, for people."""

@@ -1,0 +1,75 @@
+"""Words: a plan in sentences, what limits it first."""
+
+from llmpq.plan import Plan
+from llmpq.printing import format_optimality, format_ranges
+from llmpq.report.markup import Markup, bullets, section, tag
+from llmpq.report.stage_seconds import StageSeconds
+from llmpq.units import format_bytes, format_seconds
+from llmpq.workload import Batch, Serving
+
+
+def summary_section(plan: Plan, seconds: StageSeconds | None) -> Markup:
+    """Tokens per second in large, then the sentences."""
+    speed = tag("p", tag("strong", f"{plan.tokens_per_s:.4g} tokens/s"), f" predicted; {_speed(plan)}.", class_="headline")
+    limits = [] if seconds is None else [*_limits(plan, seconds)]
+    return section("summary", "The plan in words", speed, bullets([*_placement(plan), *limits, _tightest(plan), *_trust(plan)]))
+
+
+def _speed(plan: Plan) -> str:
+    prediction, load = plan.prediction, plan.prediction.load
+    if load is None:
+        return f"prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}"
+    waits = f"{format_seconds(load.tpot_s)} per token, first token within {format_seconds(load.ttft_s)} on average"
+    return f"at most {load.running} sequences at once, {waits}"
+
+
+def _placement(plan: Plan) -> list[str]:
+    """A sentence per stage, and one on the devices that are left out."""
+    last = len(plan.stages) - 1
+    lines = []
+    for index, stage in enumerate(plan.stages):
+        ends = [name for name, here in (("embedding", index == 0), ("head", index == last)) if here]
+        runs = ", ".join(" at ".join(part.split(" ")) for part in format_ranges(stage.options, stage.first_layer).split(", "))
+        lines.append(f"{stage.device} runs layers {runs}{', with ' if ends else ''}{' and '.join(ends)}.")
+    used = {stage.device for stage in plan.stages}
+    unused = [device.name for device in plan.cluster.devices if device.name not in used]
+    return [*lines, f"Not used: {', '.join(unused)}."] if unused else lines
+
+
+def _limits(plan: Plan, seconds: StageSeconds) -> list[str]:
+    """The slowest stage, and whether the pipeline waits for it or for the round trip of a token."""
+    slow = seconds.slowest
+    name, took = plan.stages[slow].device, seconds.decode[slow] + seconds.decode_link[slow]
+    what = "a step" if isinstance(plan.workload, Serving) else "a decode micro-batch"
+    if len(plan.stages) == 1:
+        return [f"Everything runs on {name}: {format_seconds(took)} for {what}."]
+    trip = sum(seconds.decode) + sum(seconds.decode_link)
+    batches = _in_flight(plan)
+    sent = sum(seconds.decode_link) / trip
+    lines = [
+        f"The slowest stage of decoding is {name}: {format_seconds(took)} for {what}, of a round trip of {format_seconds(trip)}."
+    ]
+    if batches * took >= trip:
+        lines.append(f"It is the bottleneck: {batches} micro-batches take turns, and {name} is never idle.")
+    else:
+        idle, few = 1 - batches * took / trip, "1 micro-batch" if batches == 1 else f"{batches} micro-batches"
+        lines.append(
+            f"The round trip is the bottleneck: {few} cannot fill {len(plan.stages)} stages; even {name} idles {idle:.0%} of the time."
+        )
+    return [*lines, f"Links take {sent:.0%} of the round trip."]
+
+
+def _in_flight(plan: Plan) -> int:
+    if isinstance(plan.workload, Batch):
+        return -(-plan.workload.batch_size // plan.pipeline.decode_micro_batch)
+    return plan.load.in_flight
+
+
+def _tightest(plan: Plan) -> str:
+    tight = min(plan.prediction.memory, key=lambda memory: memory.capacity - memory.total)
+    free = tight.capacity - tight.total
+    return f"Memory is tightest on {tight.device}: {format_bytes(free)} of {format_bytes(tight.capacity)} stay free."
+
+
+def _trust(plan: Plan) -> list[str]:
+    return [f"The times rest on: {plan.prediction.provenance}.", f"The search ended with {format_optimality(plan)}."]
