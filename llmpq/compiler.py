@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmpq.errors import InfeasibleError, InputError
+from llmpq.errors import CheckpointError, InfeasibleError, InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
@@ -239,7 +239,12 @@ def _calibration(source: ModelSource, options: Options) -> Calibration | None:
         return None
     if not has_weights(source.directory):
         return None
-    ids, name = read_tokens(source.directory, options.calibration or CALIBRATE)
+    try:
+        ids, name = read_tokens(source.directory, options.calibration or CALIBRATE)
+    except CheckpointError:
+        if options.indicator == "auto" and options.calibration is None:
+            return None  # no tokenizer: the prior
+        raise
     if len(ids) < 2:
         raise InputError(f"calibration text {name} has {len(ids)} tokens; at least 2 are needed, some thousands are better")
     return Calibration(source.directory, ids, name)

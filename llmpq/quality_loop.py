@@ -87,8 +87,6 @@ def _texts(program: Program, model: Path, options: Options) -> tuple[Texts | Non
         return None, "no quality target was given"
     if not program.graph.generates:
         return None, f"{program.graph.architecture} continues no text"
-    if not program.graph.generates:
-        return None, "an encoder has no loss on a text"
     reason = no_room_for(Checkpoint.open(model))
     if reason is not None:
         return None, reason

@@ -118,4 +118,4 @@ def test_plans_that_the_runtime_cannot_run_are_explained() -> None:
     assert "holds no sequence" in unsupported(toy_plan((4,), 0, 4))[0]
     (stage,) = toy_plan((4,)).stages
     fp8 = replace(plan, pipelines=(replace(plan.pipeline, stages=(replace(stage, options=("fp8",) * 4),)),))
-    assert unsupported(fp8) == ["option fp8 is not one of 16, w8a8, w8a16, w4a16"]
+    assert unsupported(fp8) == ["option fp8 is not one of 16, w8a8, w8a16, w4a16, w3a16"]

@@ -92,7 +92,7 @@ def test_a_mixture_of_experts_is_stored_under_the_names_of_its_modules_and_loads
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_mixtral(tmp_path / "mixtral")
-    experts = graph(tied=False, linears=MIXTRAL_LINEARS)
+    experts = graph(tied=False, linears=MIXTRAL_LINEARS, architecture="MixtralForCausalLM")
     write_shards(tmp_path / "out", Checkpoint.open(source), experts, plan(), assets=source, build={})
     assert verify(tmp_path / "out").engines["transformers"] is True
     monkeypatch.setattr(rounding, "ACTIVATION_STEPS", 127.5)

@@ -25,7 +25,9 @@ LINEARS = (
 )
 
 
-def graph(tied: bool = True, linears: tuple[Linear, ...] = LINEARS, layers: int = LAYERS) -> LayerGraph:
+def graph(
+    tied: bool = True, linears: tuple[Linear, ...] = LINEARS, layers: int = LAYERS, architecture: str = "LlamaForCausalLM"
+) -> LayerGraph:
     embedding, head = (
         Parameter("model.embed_tokens.weight", (VOCABULARY, HIDDEN)),
         Parameter("lm_head.weight", (VOCABULARY, HIDDEN)),
@@ -33,7 +35,7 @@ def graph(tied: bool = True, linears: tuple[Linear, ...] = LINEARS, layers: int 
     norm = Parameter("model.norm.weight", (HIDDEN,))
     return LayerGraph(
         model="tiny",
-        architecture="LlamaForCausalLM",
+        architecture=architecture,
         hidden_size=HIDDEN,
         vocab_size=VOCABULARY,
         max_positions=64,

@@ -100,7 +100,8 @@ def _new_device(kind: DeviceType) -> Device:
 
 def _with_device(cluster: Cluster, like: Device, count: int) -> Cluster:
     """`count` more devices like that one, together on a host of their own."""
-    taken = sum(device.type.name == like.type.name for device in cluster.devices)
+    numbers = [int(device.name.rpartition(":")[2]) for device in cluster.devices if device.type.name == like.type.name]
+    taken = max(numbers, default=-1) + 1
     host = next(name for number in range(len(cluster.devices) + 1) if (name := f"new-{number}") not in _hosts(cluster))
     more = tuple(replace(like, name=f"{like.type.name}:{taken + number}", host=host) for number in range(count))
     return replace(cluster, devices=cluster.devices + more)
