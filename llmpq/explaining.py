@@ -11,6 +11,7 @@ from llmpq.frontend.cached_graphs import layer_graph_of
 from llmpq.frontend.models import read_utf8, resolve
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
+from llmpq.profiling.profile_file import read_profile
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.serialize import from_json, loads
@@ -18,7 +19,9 @@ from llmpq.serialize import from_json, loads
 BUILD_FILE = "build.json"
 
 
-def planned_program(path: Path, model: str | None = None, sensitivity: Path | None = None) -> Program:
+def planned_program(
+    path: Path, model: str | None = None, sensitivity: Path | None = None, profile: Path | None = None
+) -> Program:
     """The program of a compiled model's directory or of a plan file. `model`: instead of the plan's own name for it.
 
     Sensitivity: the file's, else the one stored with a compiled model, else the prior. Raises InputError when the plan, the
@@ -29,7 +32,8 @@ def planned_program(path: Path, model: str | None = None, sensitivity: Path | No
     graph = layer_graph_of(replace(source, name=plan.model))
     if graph.num_layers != len(plan.options):
         raise InputError(f"{path}: plans {len(plan.options)} layers, {source.name} has {graph.num_layers}; give its --model")
-    return program_of(graph, plan, _table(path, plan, graph, sensitivity))
+    measured = None if profile is None else read_profile(profile, plan.engine)
+    return program_of(graph, plan, _table(path, plan, graph, sensitivity), measured)
 
 
 def _table(path: Path, plan: Plan, graph: LayerGraph, sensitivity: Path | None) -> SensitivityTable | None:

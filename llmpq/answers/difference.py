@@ -1,6 +1,6 @@
 """Difference: two plans side by side: figures, devices, and the layers that differ."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
@@ -73,7 +73,7 @@ class Difference:
 def difference(first: Plan, second: Plan) -> Difference:
     """What changes from the first plan to the second."""
     settings = tuple(Setting(name, a, b) for name, a, b in _settings(first, second) if a != b)
-    figures = tuple(Figure(*item) for item in _figures(first, second))
+    figures = tuple(_figures(first, second))
     return Difference(figures, settings, tuple(_devices(first, second)), tuple(_layers(first, second)))
 
 
@@ -88,19 +88,20 @@ def _settings(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
     yield "quality", format_quality(first), format_quality(second)
 
 
-def _figures(first: Plan, second: Plan) -> Iterator[tuple[str, str, float | None, float | None]]:
-    plans = first, second
-    loads = [plan.prediction.load for plan in plans]
-    yield ("tokens/s", "tokens/s", *(plan.tokens_per_s for plan in plans))
-    if loads == [None, None]:
-        yield ("prefill", "s", *(plan.prediction.prefill_s for plan in plans))
-        yield ("decode", "s", *(plan.prediction.decode_s for plan in plans))
+def _figures(first: Plan, second: Plan) -> Iterator[Figure]:
+    def figure(name: str, unit: str, of: Callable[[Plan], float | None]) -> Figure:
+        return Figure(name, unit, of(first), of(second))
+
+    yield figure("tokens/s", "tokens/s", lambda plan: plan.tokens_per_s)
+    if first.prediction.load is None and second.prediction.load is None:
+        yield figure("prefill", "s", lambda plan: plan.prediction.prefill_s)
+        yield figure("decode", "s", lambda plan: plan.prediction.decode_s)
     else:
-        for name in ("tpot_s", "ttft_s"):
-            yield (name.removesuffix("_s"), "s", *(getattr(load, name, None) for load in loads))
-        yield ("running", "sequences", *(None if load is None else float(load.running) for load in loads))
-    yield ("sensitivity", "nats per token", *(plan.quality.sensitivity for plan in plans))
-    yield ("memory", "bytes", *(float(sum(memory.total for memory in plan.prediction.memory)) for plan in plans))
+        yield figure("time per token", "s", lambda plan: None if plan.prediction.load is None else plan.prediction.load.tpot_s)
+        yield figure("first token", "s", lambda plan: None if plan.prediction.load is None else plan.prediction.load.ttft_s)
+        yield figure("running", "sequences", lambda plan: None if plan.prediction.load is None else plan.prediction.load.running)
+    yield figure("sensitivity", "nats per token", lambda plan: plan.quality.sensitivity)
+    yield figure("memory", "bytes", lambda plan: sum(memory.total for memory in plan.prediction.memory))
 
 
 def _devices(first: Plan, second: Plan) -> Iterator[DeviceChange]:

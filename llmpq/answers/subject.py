@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from time import monotonic
 
+from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
@@ -67,14 +68,14 @@ class Subject:
         return replace(self.program, request=replace(request, rules=(*request.rules, *parse_rules(tuple(texts)))))
 
 
-def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = None) -> Program:
+def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = None, profile: Profile | None = None) -> Program:
     """What the plan was made from, as far as it records it: costs derived again, sensitivity from a table, else the prior.
 
     Notices tell where the costs or the sensitivity are others than those that the plan was made with.
     """
     precisions = parse_precisions(plan.precisions or tuple(dict.fromkeys(plan.options)))
     rules = parse_rules(plan.constraints)
-    request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine)
+    request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile)
     sensitivity = prior(graph, precisions) if table is None else table.select(tuple(item.name for item in precisions))
     program = replace(costed(Program(graph, request)), sensitivity=sensitivity, plan=plan)
     return replace(program, notices=_differences(program, plan))

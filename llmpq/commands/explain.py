@@ -13,6 +13,7 @@ from llmpq.commands.output import notice, print_json, progress, stdout
 @click.option("--device", metavar="NAME", help="One device, used or idle: its stage, its prices.")
 @click.option("--model", help="The model, where the plan's name for it is not a bundled one, a directory or a hub id.")
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="The table the plan was made with; else stored, or prior.")
+@click.option("--profile", type=click.Path(path_type=Path), help="The file of `llmpq profile` that the plan was made with.")
 @click.option("--time-limit", type=float, default=5.0, show_default=True, help="Seconds of each search.")
 @click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
 def command(
@@ -21,6 +22,7 @@ def command(
     device: str | None,
     model: str | None,
     sensitivity: Path | None,
+    profile: Path | None,
     time_limit: float,
     as_json: bool,
 ) -> None:
@@ -29,7 +31,7 @@ def command(
     from llmpq.explaining import planned_program
 
     with progress("planning again"):
-        program = planned_program(plan, model, sensitivity)
+        program = planned_program(plan, model, sensitivity, profile)
         found = explain(program, layer=layer, device=device, time_limit_s=time_limit)
     for text in found.notices:
         notice(text)
