@@ -186,8 +186,8 @@ def log_linear(points: Lengths, x: float) -> float:
     a, b = xs[right - 1], xs[right]
     slope = log(points[b] / points[a]) / log(b / a)
     if x > b:
-        return points[b] * (x / b) ** min(max(slope, 0.0), STEEPEST)
-    return points[a] * (x / a) ** (slope if x >= a else min(max(slope, 0.0), STEEPEST))
+        return points[b] * exp(min(max(slope, 0.0), STEEPEST) * log(x / b))
+    return points[a] * exp((slope if x >= a else min(max(slope, 0.0), STEEPEST)) * log(x / a))
 
 
 def left_out(grids: Iterable[Grid]) -> list[float]:

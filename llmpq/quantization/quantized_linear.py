@@ -61,6 +61,11 @@ class QuantizedLinear(nn.Module):
         self._prepacked = int8_kernel.prepack(self.get_buffer("weight"))
         self.weight = torch.empty(0, dtype=torch.int8)
 
+    @property
+    def prepacked_bytes(self) -> int:
+        """Bytes of the codes in the layout of this CPU's product, which are in no buffer; 0 where they were not prepared."""
+        return 0 if self._prepacked is None else self.in_features * self.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
         flat = x.reshape(-1, self.in_features)

@@ -1,0 +1,87 @@
+"""llmpq profile: what layers of a model take on this machine, measured."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.units import format_bandwidth, format_seconds
+
+if TYPE_CHECKING:
+    from llmpq.costs.profile import Profile
+
+
+@click.command("profile")
+@click.argument("model")
+@click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers are measured at.")
+@click.option("--quick", is_flag=True, help="A coarse grid, under a minute.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
+@click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
+@click.option("--out", "-o", "out", type=click.Path(path_type=Path, dir_okay=False), help="The file; profile.json by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def command(
+    model: str, precisions: str, quick: bool, device: str, speed: float, link: bool, out: Path | None, as_json: bool
+) -> None:
+    """Measure on this machine what one layer of each kind of MODEL takes, for every precision and many sizes of a pass.
+
+    Weights are random. A file that is there already is gone on with: what it holds is not measured again. Costs of devices
+    of this type then come from it: llmpq plan MODEL --profile FILE. A cluster's speed is relative to --speed.
+    """
+    from llmpq.costs.profile import Profile
+    from llmpq.frontend.models import read_utf8, resolve
+    from llmpq.precision import parse_precisions
+    from llmpq.profiling.profile_file import write_profile
+    from llmpq.profiling.profiler import profile_model, subject_of
+    from llmpq.profiling.sizes import FULL, QUICK
+    from llmpq.serialize import loads
+
+    path = out or Path("profile.json")
+    chosen, extent = parse_precisions(precisions), QUICK if quick else FULL
+    begun = loads(Profile, read_utf8(path, "profile"), str(path)) if path.exists() else None
+    with progress("tracing") as advance:
+        subject = subject_of(resolve(model, weights=False), device)
+
+        def keep(profile: Profile) -> None:
+            write_profile(path, profile)
+
+        profile = profile_model(subject, chosen, extent, keep, begun, speed, link, advance)
+    wanted = len(extent.sizes(subject.graph.max_positions)) * len(chosen)
+    measured = sum(point.precision in {precision.name for precision in chosen} for point in profile.points)
+    if measured < wanted:
+        notice(f"{measured} of {wanted} points are measured: the time was up, or the device lacks a precision; run it again")
+    if as_json:
+        print_json(profile)
+    else:
+        _print(profile, path)
+
+
+def _print(profile: "Profile", path: Path) -> None:
+    """Seconds of one layer of the first kind, a row per size, a column per precision."""
+    from rich.table import Table
+
+    precisions = tuple(dict.fromkeys(point.precision for point in profile.points))
+    what = f"{profile.model} on {profile.machine.processor}, {profile.machine.threads} threads: one layer"
+    table = Table(title=f"{what} of the first kind" if len(profile.kinds) > 1 else what)
+    for name in ("phase", "sequences", "context", *precisions, "ends"):
+        table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
+    rows: dict[tuple[bool, int, int], dict[str, Any]] = {}
+    for point in profile.points:
+        rows.setdefault((point.is_decode, point.rows, point.context), {})[point.precision] = point
+    for (decode, sequences, context), points in sorted(rows.items()):
+        cells = [_cell(points[name].layers[0]) if name in points else "" for name in precisions]
+        first = next(iter(points.values()))
+        ends = format_seconds(first.first.median_s + first.last.median_s)
+        table.add_row("decode" if decode else "prefill", str(sequences), str(context), *cells, ends)
+    console, (low, high) = stdout(), profile.band
+    console.print(table)
+    if profile.link is not None:
+        told = f"{format_bandwidth(profile.link.bandwidth_bytes_per_s)}, {format_seconds(profile.link.latency_s)}"
+        console.print(f"link            {told} between two processes")
+    console.print(f"band            {low:.0%} to {high:.0%} of a predicted time, by spread and interpolation")
+    console.print(f"written         {path}; next: llmpq plan {profile.model} --cluster C --profile {path} ...")
+
+
+def _cell(timing: Any) -> str:
+    return "" if timing is None else format_seconds(timing.median_s)

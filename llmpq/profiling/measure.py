@@ -1,0 +1,96 @@
+"""Measuring a profile: point by point, each kept as soon as it is there, until the grid or the time ends."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from statistics import median, quantiles
+from typing import Protocol
+
+from llmpq.costs.profile import Point, Profile, Timing
+from llmpq.precision import Precision
+from llmpq.profiling.probe import Clock, PassTimes
+from llmpq.profiling.sizes import Extent, Size, enough
+
+Keep = Callable[[Profile], None]
+Progress = Callable[[str, int, int], None]
+
+
+class Measured(Protocol):
+    """What can be timed pass by pass: a Probe."""
+
+    def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes: ...
+
+
+def measure(
+    profile: Profile,
+    precisions: Sequence[Precision],
+    max_positions: int,
+    extent: Extent,
+    probe_of: Callable[[Precision], Measured],
+    keep: Keep,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> Profile:
+    """The profile with the points of the grid that it lacked, `keep` called with it after each.
+
+    Every precision gets an equal share of the seconds that are left; sizes go from quick to slow, and what the share is not
+    expected to suffice for is left out.
+    """
+    sizes, deadline, told = extent.sizes(max_positions), clock() + extent.limit_s, progress or (lambda what, done, total: None)
+    total = len(sizes) * len(precisions)
+    for index, precision in enumerate(precisions):
+        have = {point.key for point in profile.points}
+        todo = [size for size in sizes if (precision.name, size.rows, size.tokens, size.context) not in have]
+        share = (deadline - clock()) / (len(precisions) - index)
+        if not todo or share <= 0:
+            continue
+        for done, point in enumerate(_points(precision, todo, probe_of(precision), clock() + share, clock), 1):
+            profile = replace(profile, points=(*profile.points, point))
+            keep(profile)
+            told(f"measuring: {precision.name}, {point.rows} x {point.tokens} tokens", len(sizes) * index + done, total)
+    return profile
+
+
+def _points(precision: Precision, sizes: Iterable[Size], probe: Measured, deadline: float, clock: Clock) -> Iterable[Point]:
+    spent, work = 0.0, 1  # seconds and work of the point before
+    for size in sizes:
+        if clock() + spent * size.work / work > deadline:
+            return
+        start = clock()
+        yield measure_point(precision, size, probe)
+        spent, work = clock() - start, size.work
+
+
+def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
+    """Repeated passes of one size, after one that only warms up."""
+    first = probe.pass_times(size.rows, size.tokens, size.context)
+    passes = [first] if seconds_of(first) > 1.0 else []
+    while not enough([seconds_of(times) for times in passes]):
+        passes.append(probe.pass_times(size.rows, size.tokens, size.context))
+    kinds = range(len(first.layers_s))
+    return Point(
+        precision=precision.name,
+        rows=size.rows,
+        tokens=size.tokens,
+        context=size.context,
+        layers=tuple(_timing_or_none([times.layers_s[kind] for times in passes]) for kind in kinds),
+        first=timing([times.first_s for times in passes]),
+        last=timing([times.last_s for times in passes]),
+    )
+
+
+def seconds_of(times: PassTimes) -> float:
+    return times.first_s + times.last_s + sum(seconds or 0.0 for seconds in times.layers_s)
+
+
+def timing(seconds: Sequence[float]) -> Timing:
+    """Median, and the first and last tenth; of a single pass three times the same."""
+    if len(seconds) == 1:
+        return Timing(seconds[0], seconds[0], seconds[0])
+    tenths = quantiles(seconds, n=10, method="inclusive")
+    return Timing(median(seconds), tenths[0], tenths[-1])
+
+
+def _timing_or_none(seconds: Sequence[float | None]) -> Timing | None:
+    known = [found for found in seconds if found is not None]
+    return timing(known) if known else None

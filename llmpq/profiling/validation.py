@@ -1,0 +1,217 @@
+"""Validation: a compiled model run on its own workload in this process, beside what was predicted of it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from llmpq.costs import CostTable, derive_costs
+from llmpq.costs.profile import Profile
+from llmpq.errors import InputError
+from llmpq.generation import SamplingParams
+from llmpq.graph import LayerGraph
+from llmpq.plan import Plan
+from llmpq.precision import parse_precisions
+from llmpq.profiling.probe import Clock
+from llmpq.quantization.quantized_linear import QuantizedLinear
+from llmpq.runtime.engine import batch_schedule, interpret
+from llmpq.runtime.job import Job, generate_job
+from llmpq.runtime.progress import Progress
+from llmpq.runtime.spec import PipelineSpec, cut, pipeline_spec
+from llmpq.runtime.stage import Stage
+from llmpq.runtime.timeline import Action
+from llmpq.runtime.transport import in_process_ring
+from llmpq.runtime.worker import Worker
+from llmpq.workload import Batch
+
+if TYPE_CHECKING:
+    from llmpq.compiled import CompiledModel
+
+QUICK_TOKENS = 8
+UNMEASURED_BAND = (0.5, 3.0)  # of predictions by tables and roofline (llmpq.costs.band)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure, predicted and measured, in seconds or bytes; `low`, `high`: factors between which the ratio was expected."""
+
+    what: str
+    device: str
+    unit: str
+    predicted: float
+    measured: float
+    low: float
+    high: float
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted; 1 where both are nothing."""
+        if self.predicted:
+            return self.measured / self.predicted
+        return 1.0 if not self.measured else float("inf")
+
+    @property
+    def is_within(self) -> bool:
+        return self.low <= self.ratio <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """rows: of every stage and end to end; provenance: what the predicted times rest on; workload: as it was run.
+
+    speeds: (device, its speed in the cluster, the speed at which the predicted time of its stage would be the measured one)
+    """
+
+    model: str
+    workload: Batch
+    provenance: str
+    rows: tuple[Comparison, ...]
+    speeds: tuple[tuple[str, float, float], ...]
+
+    @property
+    def outside(self) -> tuple[Comparison, ...]:
+        return tuple(row for row in self.rows if not row.is_within)
+
+    def factor(self, what: str) -> float:
+        """How much longer than predicted a phase took over all stages."""
+        rows = [row for row in self.rows if row.what == what]
+        return sum(row.measured for row in rows) / sum(row.predicted for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run took: seconds of every action by (stage, phase), of the whole; weights and cache of every stage, bytes."""
+
+    actions: dict[tuple[int, str], list[float]]
+    total_s: float
+    weight_bytes: tuple[int, ...]
+    cache_bytes: tuple[int, ...]
+
+
+def validate(
+    compiled: "CompiledModel", profile: Profile | None = None, quick: bool = False, clock: Clock = time.perf_counter
+) -> Validation:
+    """Run the batch of the plan once and compare; `quick`: at most QUICK_TOKENS generated tokens.
+
+    Every stage runs in this process, on the device that this machine has for it. Raises InputError for a plan for serving.
+    """
+    plan, graph = compiled.plan, compiled.graph
+    if not isinstance(plan.workload, Batch):
+        raise InputError(f"{compiled.directory}: was planned for serving; validate runs plans for a batch (--batch-size)")
+    workload = replace(plan.workload, gen_len=min(plan.workload.gen_len, QUICK_TOKENS)) if quick else plan.workload
+    precisions = parse_precisions(tuple(dict.fromkeys(plan.options)))
+    costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)
+    places = enumerate(zip(compiled.stages, compiled.torch_devices))
+    spec = pipeline_spec(plan, graph, compiled.compute_dtype)
+    stages = {j: Stage(module, spec.layers[j], spec.torch_dtype, device) for j, (module, device) in places}
+    job = _job(graph, workload)
+    run_job(generate_job(job.sequences, SamplingParams(min(2, workload.gen_len))), spec, stages, clock)  # warms up
+    run = run_job(job, spec, stages, clock)
+    band = profile.band if profile is not None and costs.provenance.startswith("measured") else UNMEASURED_BAND
+    rows = (*_memory_rows(plan, workload, run), *_time_rows(plan, workload, graph, costs, run, band))
+    return Validation(graph.model, workload, costs.provenance, rows, _speeds(plan, workload, rows))
+
+
+def run_job(job: Job, spec: PipelineSpec, stages: dict[int, Stage], clock: Clock) -> Run:
+    """The job through all stages in this process, every action timed, sampling with that of the last stage."""
+    actions: dict[tuple[int, str], list[float]] = {}
+    progress, start = Progress(job, None), clock()
+    for batch in cut(job, spec):
+        workers = {
+            j: _TimedWorker(j, clock, actions, stage, transport, job, batch, None if j else progress, j == len(stages) - 1)
+            for (j, stage), transport in zip(stages.items(), in_process_ring(len(stages)))
+        }
+        interpret(batch_schedule(batch, len(stages)), workers)
+    total_s = clock() - start
+    weights = tuple(weight_bytes(stage.module) for stage in stages.values())
+    return Run(actions, total_s, weights, tuple(stage.cache_bytes for stage in stages.values()))
+
+
+class _TimedWorker(Worker):
+    """A worker that notes what each of its actions takes."""
+
+    def __init__(self, index: int, clock: Clock, actions: dict[tuple[int, str], list[float]], *rest: object) -> None:
+        super().__init__(*rest)  # type: ignore[arg-type]
+        self._index, self._clock, self._actions = index, clock, actions
+
+    def _compute(self, action: Action, x: Tensor) -> Tensor:
+        start = self._clock()
+        output = super()._compute(action, x)
+        self._actions.setdefault((self._index, action.phase), []).append(self._clock() - start)
+        return output
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the weights that a stage holds, tied ones once, codes in a kernel's own layout included."""
+    found = {id(tensor): tensor.nbytes for tensor in module.state_dict(keep_vars=True).values()}
+    shapes = sum(8 * 2 for linear in _linears(module) if "weight_shape" in dict(linear.named_buffers()))
+    return sum(found.values()) - shapes + sum(linear.prepacked_bytes for linear in _linears(module))
+
+
+def _linears(module: nn.Module) -> Iterator[QuantizedLinear]:
+    return (found for found in module.modules() if isinstance(found, QuantizedLinear))
+
+
+def _job(graph: LayerGraph, workload: Batch) -> Job:
+    """Prompts of the workload's length, all different, none of which ends early."""
+    prompts = [
+        [(row * 7919 + position * 104729 + 1) % graph.vocab_size for position in range(workload.prompt_len)]
+        for row in range(workload.batch_size)
+    ]
+    return generate_job(prompts, SamplingParams(workload.gen_len))
+
+
+def _memory_rows(plan: Plan, workload: Batch, run: Run) -> Iterator[Comparison]:
+    """Weights and cache are exact or wrong."""
+    for memory, weights, cache in zip(plan.prediction.memory, run.weight_bytes, run.cache_bytes):
+        planned = memory.weights + memory.embedding + memory.head
+        yield Comparison("weights", memory.device, "bytes", planned, weights, 1.0, 1.0)
+        kept = memory.kv_cache * workload.kv_len / plan.batch.kv_len
+        yield Comparison("kv cache", memory.device, "bytes", kept, cache, 1.0, 1.0)
+
+
+def _time_rows(
+    plan: Plan, workload: Batch, graph: LayerGraph, costs: CostTable, run: Run, band: tuple[float, float]
+) -> Iterator[Comparison]:
+    pipeline, total = plan.pipeline, 0.0
+    micro_batches = {"prefill": pipeline.prefill_micro_batch, "decode": pipeline.decode_micro_batch}
+    for phase, passes in (("prefill", 1), ("decode", workload.gen_len - 1)):
+        predicted = stage_seconds(plan, graph, costs, phase)
+        count = -(-workload.batch_size // micro_batches[phase])
+        total += sum(predicted) * count * passes
+        for j, (stage, seconds) in enumerate(zip(plan.stages, predicted)):
+            if (j, phase[0].upper()) in run.actions:
+                yield Comparison(phase, stage.device, "s", seconds, median(run.actions[j, phase[0].upper()]), *band)
+    yield Comparison("end to end", "one after the other", "s", total, run.total_s, *band)
+
+
+def stage_seconds(plan: Plan, graph: LayerGraph, costs: CostTable, phase: str) -> list[float]:
+    """Predicted seconds of one micro-batch on each stage, ends included."""
+    pipeline = plan.pipeline
+    cells = costs.phase(phase, pipeline.prefill_micro_batch if phase == "prefill" else pipeline.decode_micro_batch)
+    found = []
+    for j, stage in enumerate(plan.stages):
+        device = costs.devices.index(stage.device)
+        layers = (cells.layer_s[graph.layer_kind[i]][device][costs.options.index(o)] for i, o in zip(stage.layers, stage.options))
+        ends = (cells.first_s[device] if j == 0 else 0.0) + (cells.last_s[device] if j == len(plan.stages) - 1 else 0.0)
+        found.append(ends + sum(seconds or 0.0 for seconds in layers))
+    return found
+
+
+def _speeds(plan: Plan, workload: Batch, rows: Sequence[Comparison]) -> tuple[tuple[str, float, float], ...]:
+    """By what prefill and decode together took on each stage."""
+    weight = {"prefill": 1.0, "decode": float(workload.gen_len - 1)}
+    found = []
+    for stage in plan.stages:
+        own = [row for row in rows if row.device == stage.device and row.what in weight]
+        predicted, measured = (sum(weight[r.what] * s for r, s in zip(own, side)) for side in _sides(own))
+        speed = plan.cluster.device(stage.device).speed
+        found.append((stage.device, speed, speed * predicted / measured))
+    return tuple(found)
+
+
+def _sides(rows: Sequence[Comparison]) -> tuple[list[float], list[float]]:
+    return [row.predicted for row in rows], [row.measured for row in rows]
