@@ -86,6 +86,7 @@ def compile(
     from llmpq.checkpoint.shards import require_original, write_shards
     from llmpq.compiled import load
     from llmpq.quality_loop import carry_out
+    from llmpq.report.sources import write_report
 
     started = time.perf_counter()
     given = Options(**options)
@@ -122,6 +123,7 @@ def compile(
 
     assignment = tuple(item for item in passes.planning if "plan" in item.provides)
     program = carry_out(program, write, assignment, folder, directory, given)
+    write_report(directory, program.graph)
     return replace(load(directory, source.module), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 

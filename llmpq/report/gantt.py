@@ -1,10 +1,10 @@
 """Gantt charts: stages as rows, micro-batches as bars over seconds, with a table of the same figures."""
 
-from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
 from llmpq.report.markup import Markup, scrolling, section, table, tag
 from llmpq.report.spans import MOST, ROUNDS, Span, decode_spans, prefill_micro_batches, prefill_spans
 from llmpq.report.stage_seconds import StageSeconds
+from llmpq.report.words import generates
 from llmpq.units import format_seconds
 from llmpq.workload import Serving
 
@@ -13,11 +13,12 @@ TICKS = 4
 WIDE = 20.0  # pixels that a label needs
 
 
-def schedule_section(plan: Plan, graph: LayerGraph, seconds: StageSeconds) -> Markup:
+def schedule_section(plan: Plan, seconds: StageSeconds) -> Markup:
     """Prefill and decode of a batch, or steps of serving at full load."""
     words = tag("p", "Bars are micro-batches computing, the thin ends behind them are results on their way to the next device.")
     prefill = [] if isinstance(plan.workload, Serving) else [_prefill(plan, seconds)]
-    return section("schedule", "Schedule", words, *prefill, _decode(plan, seconds), _table(plan, seconds))
+    decode = [_decode(plan, seconds)] if generates(plan) else []
+    return section("schedule", "Schedule", words, *prefill, *decode, _table(plan, seconds))
 
 
 def no_schedule_section(reason: str) -> Markup:

@@ -44,9 +44,7 @@ def render(report: Report) -> str:
     """The document: self-contained, the same bytes for the same report."""
     plan, graph = report.plan, report.graph
     seconds = None if graph is None else stage_seconds(plan, graph)
-    timing = no_schedule_section(report.no_graph)
-    if graph is not None and seconds is not None:
-        timing = schedule_section(plan, graph, seconds)
+    timing = no_schedule_section(report.no_graph) if seconds is None else schedule_section(plan, seconds)
     main = tag(
         "main",
         summary_section(plan, seconds),

@@ -15,17 +15,19 @@ REPORT_FILE = "report.html"
 
 def write_report(out: Path, graph: LayerGraph) -> None:
     """Write the page of a compiled model into its directory."""
-    (out / REPORT_FILE).write_text(render(_of_output(out, graph, "")), encoding="utf-8")
+    path = out / REPORT_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(render(_of_output(out, graph, "")), encoding="utf-8")
+    partial.replace(path)
 
 
 def read_report(path: Path) -> Report:
     """Of an output directory or a plan.json. Raises InputError when it is neither."""
-    from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
+    from llmpq.checkpoint.output_checks import PLAN_FILE
 
     if path.is_dir():
         if not (path / PLAN_FILE).is_file():
             raise InputError(f"{path}: holds no {PLAN_FILE}; `llmpq compile MODEL --cluster C -o {path}` makes one")
-        read_plan(path)
         return _of_output(path, *_graph(path))
     plan = loads(Plan, read_utf8(path, "plan"), str(path))
     return Report(plan, *_graph(plan.model))

@@ -25,11 +25,6 @@ class StageSeconds:
     decode: tuple[float, ...]
     decode_link: tuple[float, ...]
 
-    @property
-    def slowest(self) -> int:
-        """The stage that a decode micro-batch keeps longest."""
-        return max(range(len(self.decode)), key=lambda stage: self.decode[stage] + self.decode_link[stage])
-
 
 def stage_seconds(plan: Plan, graph: LayerGraph) -> StageSeconds:
     """Of a batch as the planner charges it: no return after prefill. Of serving for the mean step at full load."""

@@ -38,25 +38,35 @@ def _placement(plan: Plan) -> list[str]:
 
 def _limits(plan: Plan, seconds: StageSeconds) -> list[str]:
     """The slowest stage, and whether the pipeline waits for it or for the round trip of a token."""
-    slow = seconds.slowest
-    name, took = plan.stages[slow].device, seconds.decode[slow] + seconds.decode_link[slow]
-    what = "a step" if isinstance(plan.workload, Serving) else "a decode micro-batch"
+    phase, what, both = _dominant(plan, seconds)
+    took, trip = max(both), sum(both)
+    name, batches = plan.stages[both.index(took)].device, _in_flight(plan)
     if len(plan.stages) == 1:
         return [f"Everything runs on {name}: {format_seconds(took)} for {what}."]
-    trip = sum(seconds.decode) + sum(seconds.decode_link)
-    batches = _in_flight(plan)
-    sent = sum(seconds.decode_link) / trip
     lines = [
-        f"The slowest stage of decoding is {name}: {format_seconds(took)} for {what}, of a round trip of {format_seconds(trip)}."
+        f"The slowest stage of {phase} is {name}: {format_seconds(took)} for {what}, of {format_seconds(trip)} over all stages."
     ]
-    if batches * took >= trip:
-        lines.append(f"It is the bottleneck: {batches} micro-batches take turns, and {name} is never idle.")
-    else:
-        idle, few = 1 - batches * took / trip, "1 micro-batch" if batches == 1 else f"{batches} micro-batches"
-        lines.append(
-            f"The round trip is the bottleneck: {few} cannot fill {len(plan.stages)} stages; even {name} idles {idle:.0%} of the time."
-        )
-    return [*lines, f"Links take {sent:.0%} of the round trip."]
+    if phase != "decoding" or batches * took >= trip:
+        return [*lines, f"It is the bottleneck: micro-batches take turns, and {name} hardly idles."]
+    few = "1 micro-batch" if batches == 1 else f"{batches} micro-batches"
+    lines.append(
+        f"The round trip of a token is the bottleneck: {few} cannot fill {len(plan.stages)} stages, "
+        f"and {name} too idles {1 - batches * took / trip:.0%} of the time."
+    )
+    return [*lines, f"Links take {sum(seconds.decode_link) / trip:.1%} of the round trip."]
+
+
+def _dominant(plan: Plan, seconds: StageSeconds) -> tuple[str, str, list[float]]:
+    """The phase that there is most of: its name, what a stage runs of it at once, and seconds of each stage with its link."""
+    if generates(plan):
+        what = "a step" if isinstance(plan.workload, Serving) else "a micro-batch"
+        return "decoding", what, [a + b for a, b in zip(seconds.decode, seconds.decode_link)]
+    return "prefill", "a micro-batch", [a + b for a, b in zip(seconds.prefill, seconds.prefill_link)]
+
+
+def generates(plan: Plan) -> bool:
+    """Whether anything is decoded after the first token."""
+    return plan.workload.gen_len > 1
 
 
 def _in_flight(plan: Plan) -> int:
