@@ -8,7 +8,6 @@ llmpq/quantization/packed_kernels.py is where they cross. Set OMP_NUM_THREADS=1 
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import click
 import torch
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,10 +29,6 @@ from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
 from llmpq.quantization.packing import pack
 from llmpq.quantization.quantized_linear import QuantizedLinear, prepare_linears
 from llmpq.quantization.rounding import quantize
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 128, 512)

@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, for its JSON."""
+"""The machine that a benchmark ran on, for its JSON: wall times say little where the load average is above the cores."""
 
 import os
 import platform
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llmpq.versions import library_versions
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def machine() -> dict[str, Any]:
@@ -23,6 +25,7 @@ def machine() -> dict[str, Any]:
             name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags
         ],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "python": platform.python_version(),
         "versions": library_versions(),

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -11,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from llmpq.solver.milp import solve as solve_by_highs
 from llmpq.solver.problem import load_problem
@@ -159,24 +158,6 @@ def show(medians: list[dict[str, Any]]) -> None:
             highs = f"{row['highs_s']:.2f} | {row['highs_proven']}/{row['highs_problems']} | {row['ratio']:.0f}x"
         exact = f"{row['exact_s']:.3f} | {row['exact_cpu_s']:.3f} | {row['process_s']:.2f}"
         print(f"| {row['size']} | {row['family']} | {row['proven']}/{row['problems']} | {exact} | {highs} |")
-
-
-def machine() -> dict[str, Any]:
-    names = [text.split(":", 1)[1].strip() for text in cpu_lines() if text.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "note": "wall times include whatever else ran: compare the load average with the cores, and columns within a row",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "highspy")},
-        "threads": 1,
-    }
-
-
-def cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

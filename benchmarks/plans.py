@@ -4,8 +4,6 @@ python benchmarks/plans.py [--model M --cluster C ...] [--all] [--json FILE]
 """
 
 import json
-import os
-import platform
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -167,22 +166,6 @@ def details(result: dict[str, Any]) -> list[str]:
         lines.append(f"{label(entry)}: micro-batches {prefill} (prefill), {decode} (decode)")
         lines += [f"  {stage['device']}: {stage['layers']}" for stage in entry["stages"]]
     return lines + [f"{step['tokens_per_s']:.1f} tokens/s: {step['step']}" for step in result["ladder"]]
-
-
-def machine() -> dict[str, Any]:
-    """What ran the search: it decides the seconds, never the plans."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": list(os.getloadavg()),
-    }
 
 
 @click.command()

@@ -5,8 +5,6 @@ python benchmarks/quality.py allocations|targets|agreement [--model demo]
 
 import hashlib
 import json
-import os
-import platform
 import random
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from typing import Any
 
 import click
 import torch
+from machine import machine
 from quality_plot import Point, plot
 from rich.console import Console
 from rich.table import Table
@@ -197,19 +196,6 @@ def merged(earlier: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -
     """Rows of both by quantizer and target, the new ones instead of the earlier."""
     rows = {(row["quantizer"], row["max_ppl_increase"]): row for row in (*earlier, *found)}
     return [rows[key] for key in sorted(rows, reverse=True, key=lambda key: (key[0], -key[1]))]
-
-
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": list(os.getloadavg()),
-    }
 
 
 def measurements(model: str) -> Measurements:

@@ -5,7 +5,6 @@ python benchmarks/startup.py [--rounds 7] [--json FILE]
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -16,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
 from llmpq.frontend.models import bundled_configurations
-from llmpq.versions import library_versions
 
 MODEL = "llama-3-70b"
 UNTIL_SEARCH = ("--cluster", "4xL4,2xA100-40", "--batch-size", "32", "--prompt-len", "512", "--gen-len", "100")
@@ -103,18 +101,6 @@ def row(name: str, wall: tuple[float, ...], cpu: tuple[float, ...], base: float)
 def quartiles(values: tuple[float, ...]) -> tuple[float, float]:
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return round(low, 3), round(high, 3)
-
-
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "note": "wall times include whatever else ran; CPU times and columns within one run compare",
-        "versions": library_versions(),
-    }
 
 
 @click.command()
