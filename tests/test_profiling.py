@@ -1,0 +1,246 @@
+"""Measuring: grids, resuming, time limits, probes of the demo model, and the two commands."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmpq.compiled import load
+from llmpq.costs.profile import Profile
+from llmpq.errors import InputError
+from llmpq.frontend.models import resolve
+from llmpq.precision import PRECISIONS, Precision, parse_precisions
+from llmpq.profiling import measure as measuring
+from llmpq.profiling import sizes
+from llmpq.profiling.link import fit, measure_link
+from llmpq.profiling.measure import measure, timing
+from llmpq.profiling.probe import PassTimes, Probe, Subject
+from llmpq.profiling.profile_file import read_profile, write_profile
+from llmpq.profiling.profiler import empty_profile, profile_model, subject_of
+from llmpq.profiling.sizes import Extent, Size, enough
+from llmpq.profiling.validation import Validation, validate
+from llmpq.serialize import dumps
+from tests.conftest import CommandLine
+
+EXTENT = Extent((1, 2), (4, 8), (8, 16), 8, 100.0)
+TWO = parse_precisions("16,w4a16")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return subject_of(resolve("demo", weights=False), "cpu")
+
+
+class FakeProbe:
+    """Passes of a second per token and sequence, on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[tuple[int, int, int]] = []
+
+    def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes:
+        self.asked.append((rows, tokens, context))
+        self.now += rows * tokens
+        return PassTimes(0.0, (float(rows * tokens),), 0.0)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def run(begun: Profile, probe: FakeProbe, extent: Extent, kept: Callable[[Profile], None] = lambda profile: None) -> Profile:
+    return measure(begun, TWO, 64, extent, lambda precision: probe, kept, clock=probe.clock)
+
+
+@pytest.fixture
+def empty(subject: Subject) -> Profile:
+    return empty_profile(subject, 1.0)
+
+
+def test_a_grid_goes_from_quick_to_slow_within_the_positions_of_the_model() -> None:
+    found = EXTENT.sizes(12)
+    assert found == (
+        Size(1, 1, 8),
+        Size(1, 1, 12),
+        Size(2, 1, 8),
+        Size(2, 1, 12),
+        Size(1, 4, 4),
+        Size(2, 4, 4),
+        Size(1, 8, 8),
+    )
+
+
+def test_slow_passes_are_repeated_less() -> None:
+    assert not enough([0.01] * 3)
+    assert enough([0.1] * 3)
+    assert not enough([2.0])
+    assert enough([2.0, 2.0])
+    assert enough([1e-6] * 15)
+
+
+def test_a_timing_is_the_median_between_tenths() -> None:
+    found = timing([float(second) for second in range(1, 12)])
+    assert (found.low_s, found.median_s, found.high_s) == (2.0, 6.0, 10.0)
+    assert timing([3.0]) == replace(found, median_s=3.0, low_s=3.0, high_s=3.0)
+
+
+def test_every_point_is_kept_as_soon_as_it_is_there(empty: Profile) -> None:
+    kept: list[int] = []
+    found = run(empty, FakeProbe(), replace(EXTENT, limit_s=1e6), lambda profile: kept.append(len(profile.points)))
+    assert kept == list(range(1, len(found.points) + 1))
+    assert {point.key for point in found.points} == {(p.name, s.rows, s.tokens, s.context) for p in TWO for s in EXTENT.sizes(64)}
+
+
+def test_what_was_measured_is_not_measured_again(empty: Profile) -> None:
+    whole = run(empty, FakeProbe(), replace(EXTENT, limit_s=1e6))
+    again = FakeProbe()
+    assert run(whole, again, replace(EXTENT, limit_s=1e6)) == whole
+    assert not again.asked
+    cut = replace(whole, points=whole.points[:-1])
+    assert run(cut, again, replace(EXTENT, limit_s=1e6)) == whole
+    assert {(rows, tokens) for rows, tokens, _ in again.asked} == {(whole.points[-1].rows, whole.points[-1].tokens)}
+
+
+def test_when_time_is_short_every_precision_has_its_quick_points(empty: Profile) -> None:
+    probe = FakeProbe()
+    found = run(empty, probe, replace(EXTENT, limit_s=40.0))
+    measured = {p.name: {point.rows * point.tokens for point in found.points if point.precision == p.name} for p in TWO}
+    assert all(works and max(works) < 8 for works in measured.values())
+    assert probe.now <= 40.0
+
+
+@pytest.mark.parametrize("precision", ["16", "w8a8", "w8a16", "w4a16"])
+def test_a_probe_times_ends_and_a_layer_of_each_kind_at_every_precision(subject: Subject, precision: str) -> None:
+    ticks = count()
+    probe = Probe(subject, PRECISIONS[precision], clock=lambda: float(next(ticks)))
+    layers = subject.graph.num_layers
+    for shape in ((2, 8, 8), (2, 1, 9)):
+        assert probe.pass_times(*shape) == PassTimes(float(layers), (1.0,), 1.0)  # one tick for each hook and end
+
+
+def test_a_probe_keeps_only_as_many_layers_as_leave_the_caches(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmpq.profiling.probe.WORKING_SET", 3 * subject.graph.kinds[0].weight_bytes(PRECISIONS["16"]))
+    ticks = count()
+    probe = Probe(subject, PRECISIONS["16"], clock=lambda: float(next(ticks)))
+    assert probe.pass_times(1, 4, 4) == PassTimes(3.0, (1.0,), 1.0)
+
+
+def test_random_weights_compute_finite_numbers(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    sampled = torch.zeros(2, dtype=torch.int64)
+    monkeypatch.setattr("llmpq.profiling.probe.sample", lambda logits, *rest: seen.append(logits) or sampled)
+    for precision in ("16", "w8a8", "w4a16"):
+        Probe(subject, PRECISIONS[precision]).pass_times(2, 8, 8)
+    assert all(bool(logits.isfinite().all()) and float(logits.std()) > 0 for logits in seen)
+    assert len(seen) == 3
+
+
+def test_latency_and_bandwidth_of_a_link_are_found_again() -> None:
+    found = fit([(size, 5e-5 + size / 2e9) for size in (4096, 2**20, 2**23)])
+    assert (found.latency_s, found.bandwidth_bytes_per_s) == pytest.approx((5e-5, 2e9))
+    assert found.provenance == "measured"
+
+
+def test_a_link_between_two_processes_is_measured() -> None:
+    found = measure_link()
+    assert found.bandwidth_bytes_per_s > 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_profile_of_another_model_or_speed_is_not_gone_on_with(subject: Subject, empty: Profile) -> None:
+    for begun, named in ((replace(empty, ends="other"), "ends"), (replace(empty, speed=0.5), "speed")):
+        with pytest.raises(InputError, match=f"has another {named}.*-o"):
+            profile_model(subject, TWO, EXTENT, lambda profile: None, begun, with_link=False)
+
+
+def test_profile_files_without_points_or_for_another_engine_are_refused(empty: Profile, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    write_profile(path, empty)
+    with pytest.raises(InputError, match="no pass was measured yet"):
+        read_profile(path)
+    write_profile(path, run(empty, FakeProbe(), replace(EXTENT, limit_s=1e6)))
+    with pytest.raises(InputError, match="is of engine local"):
+        read_profile(path, "vllm")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["profile.json"]
+
+
+@pytest.fixture
+def tiny_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "QUICK", EXTENT)
+    monkeypatch.setattr(measuring, "enough", lambda seconds: len(seconds) >= 2)
+
+
+@pytest.mark.usefixtures("tiny_grid")
+def test_a_profiled_machine_is_planned_for_by_what_was_measured(cli: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profiled = cli("profile", "demo", "--quick", "--no-link", "--precisions", "16,w4a16", "-o", path)
+    assert profiled.code == 0, profiled.err
+    assert "demo on" in profiled.out
+    before = path.read_bytes()
+    assert cli("profile", "demo", "--quick", "--no-link", "--precisions", "16,w4a16", "-o", path).code == 0
+    assert path.read_bytes() == before
+    workload = ("--batch-size", "2", "--prompt-len", "8", "--gen-len", "8", "--indicator", "prior")
+    asked = ("plan", "demo", "-c", "1xCPU", *workload, "--precisions", "16,w4a16")
+    planned = cli(*asked, "--profile", path, "--json")
+    assert planned.code == 0, planned.err
+    assert json.loads(planned.out)["prediction"]["provenance"].startswith("measured, within")
+    assert "measured" not in json.loads(cli(*asked, "--json").out)["prediction"]["provenance"]
+    wider = cli(*asked[:-1], "16,w8a8", "--profile", path)
+    assert "the profile has no times of w8a8" in wider.err
+    refused = cli(*asked, "--profile", tmp_path / "missing.json")
+    assert (refused.code, "does not exist" in refused.err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def validation(mixed_out: Path) -> Validation:
+    """On a clock that goes on a second whenever it is asked."""
+    ticks = count()
+    return validate(load(mixed_out), quick=True, clock=lambda: float(next(ticks)))
+
+
+def test_weights_and_cache_of_every_stage_are_predicted_to_the_byte(validation: Validation) -> None:
+    memory = [row for row in validation.rows if row.unit == "bytes"]
+    assert len(memory) == 4
+    assert all(row.measured == row.predicted > 0 for row in memory)
+
+
+def test_every_stage_and_the_whole_are_compared_with_what_was_predicted(validation: Validation) -> None:
+    times = [row for row in validation.rows if row.unit == "s"]
+    assert [row.what for row in times] == ["prefill", "prefill", "decode", "decode", "end to end"]
+    assert [row.measured for row in times[:4]] == [1.0] * 4
+    assert all(row.predicted > 0 and not row.is_within for row in times)  # of a clock that has nothing to do with time
+    assert set(times) <= set(validation.outside)
+
+
+def test_the_speed_that_would_fit_makes_the_prediction_the_measurement(validation: Validation) -> None:
+    for device, given, fitting in validation.speeds:
+        own = [row for row in validation.rows if row.device == device and row.unit == "s"]
+        weights = [1.0 if row.what == "prefill" else validation.workload.gen_len - 1.0 for row in own]
+        predicted = sum(w * row.predicted for w, row in zip(weights, own))
+        assert predicted * given / fitting == pytest.approx(sum(w * row.measured for w, row in zip(weights, own)))
+
+
+@pytest.mark.usefixtures("tiny_grid")
+def test_validate_writes_a_profile_that_predicts_what_it_measured(
+    cli: CommandLine, subject: Subject, mixed_out: Path, tmp_path: Path
+) -> None:
+    path, corrected = tmp_path / "profile.json", tmp_path / "corrected.json"
+    options: tuple[Precision, ...] = parse_precisions("16,w8a8,w8a16,w4a16")
+    found = measure(empty_profile(subject, 1.0), options, 64, replace(EXTENT, limit_s=1e9), lambda _: FakeProbe(), lambda _: None)
+    path.write_text(dumps(found))
+    told = cli("validate", mixed_out, "--quick", "--profile", path, "-o", corrected, "--json")
+    assert told.code == 0, told.err
+    rows = json.loads(told.out)["rows"]
+    phases = {
+        phase: [sum(row[side] for row in rows if row["what"] == phase) for side in ("predicted", "measured")]
+        for phase in ("prefill", "decode")
+    }
+    factors = {phase: measured / predicted for phase, (predicted, measured) in phases.items()}
+    again = read_profile(corrected)
+    for before, after in zip(found.points, again.points):
+        factor = factors["decode" if before.is_decode else "prefill"]
+        assert after.last.median_s == pytest.approx(before.last.median_s * factor)
+    assert cli("validate", mixed_out, "-o", corrected).code == 2
