@@ -29,7 +29,9 @@ from tests.values import llama_graph, program, two_cpus
 PIPELINE = "derive-costs,estimate-sensitivity{indicator=prior},assign-joint{gap=1e-5}"
 
 
-def planned(memory: str = "1400 KiB", rules: tuple[str, ...] = (), budget: float = 0.02, cluster: Cluster | None = None) -> Program:
+def planned(
+    memory: str = "1400 KiB", rules: tuple[str, ...] = (), budget: float = 0.02, cluster: Cluster | None = None
+) -> Program:
     """A plan that memory keeps from its best, on two unlike CPUs."""
     target = Target(budget, explicit=True)
     plain = program(llama_graph(6, tied=False), cluster or two_cpus(memory, memory), Batch(4, 32, 16), target=target)

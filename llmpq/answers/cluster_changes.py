@@ -127,17 +127,26 @@ def _ends(cluster: Cluster, text: str) -> tuple[Device, Device]:
     raise ClusterError(f"--link {text!r}: expected within_host, between_hosts or two devices such as A-B; devices are {known}")
 
 
-def with_prices(cluster: Cluster, texts: tuple[str, ...]) -> Cluster:
-    """The cluster with prices per hour: `T4=0.35` for a type, `T4:0=0.35` for one device."""
+def with_prices(clusters: tuple[Cluster, ...], texts: tuple[str, ...]) -> tuple[Cluster, ...]:
+    """The clusters with prices per hour: `T4=0.35` for a type, `T4:0=0.35` for one device, of at least one of them."""
     for text in texts:
         name, _, figure = text.partition("=")
         key = name.strip().casefold()
         if not figure.strip():
             raise InputError(f"--price {text!r}: found no price, expected TYPE=PRICE such as T4=0.35, per hour")
-        price = parse_number(figure)
-        devices = tuple(
-            replace(device, price_per_hour=price) if key in (device.name.casefold(), device.type.name.casefold()) else device
-            for device in cluster.devices
-        )
-        cluster = replace(cluster, devices=devices)
-    return cluster
+        if not any(key in _keys(device) for cluster in clusters for device in cluster.devices):
+            known = ", ".join(dict.fromkeys(device.type.name for cluster in clusters for device in cluster.devices))
+            raise InputError(
+                f"--price {text!r}: {name.strip()} is neither a device nor a type of the clusters; known are {known}"
+            )
+        clusters = tuple(_with_price(cluster, key, parse_number(figure)) for cluster in clusters)
+    return clusters
+
+
+def _with_price(cluster: Cluster, key: str, price: float) -> Cluster:
+    devices = (replace(device, price_per_hour=price) if key in _keys(device) else device for device in cluster.devices)
+    return replace(cluster, devices=tuple(devices))
+
+
+def _keys(device: Device) -> tuple[str, str]:
+    return device.name.casefold(), device.type.name.casefold()

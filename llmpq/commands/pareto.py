@@ -35,7 +35,7 @@ def command(model: str, points: int, search_limit: float, **values: Any) -> None
     if values["as_json"]:
         print_json(found)
     else:
-        stdout().print(front_table(found, f"{program.graph.model} on {planning.cluster}"))
+        stdout().print(front_table(found, f"{program.graph.model} on {program.request.cluster.name}"))
 
 
 def front_table(found: "tuple[ParetoPoint, ...]", title: str) -> Table:

@@ -10,9 +10,7 @@ from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 
 if TYPE_CHECKING:
-    from llmpq.answers.cluster_changes import ClusterChange
     from llmpq.answers.whatif import Outcome
-    from llmpq.hardware.cluster import Cluster
 
 VERBS = ("add", "remove", "replace", "link")
 
@@ -27,32 +25,26 @@ VERBS = ("add", "remove", "replace", "link")
 @click.option("--price", multiple=True, metavar="TYPE=PRICE", help="Per hour, of a type or a device: T4=0.35. In every row.")
 def command(model: str, price: tuple[str, ...], **values: Any) -> None:
     """What MODEL would do on other hardware: each --add, --remove, --replace and --link is one alternative, one row."""
-    from llmpq.answers.cluster_changes import with_prices
+    from llmpq.answers.cluster_changes import ClusterChange, changed, with_prices
     from llmpq.answers.whatif import whatif
     from llmpq.compiler import prepare
     from llmpq.hardware.cluster import Cluster
 
     planning = Planning.of(values)
-    cluster = with_prices(Cluster.load(planning.cluster), price)
-    changes = _changes(cluster, values, price)
+    before = Cluster.load(planning.cluster)
+    asked = [changed(before, verb, text) for verb in VERBS for text in values[verb]]
+    cluster, *others = with_prices((before, *(change.cluster for change in asked)), price)
+    changes = [ClusterChange(change.words, other) for change, other in zip(asked, others, strict=True)]
     with progress("planning"):
         program = prepare(model, cluster, planning.workload, observe=planning.observer, **planning.options)
         found = whatif(program, changes)
-    notices = (*program.notices, *(text for change in (cluster, *(item.cluster for item in changes)) for text in change.notices))
+    notices = (*program.notices, *(text for other in (cluster, *others) for text in other.notices))
     for text in dict.fromkeys(notices):
         notice(text)
     if values["as_json"]:
         print_json(found)
     else:
-        stdout().print(outcomes_table(found, f"{program.graph.model} on {planning.cluster}"))
-
-
-def _changes(cluster: "Cluster", values: dict[str, Any], price: tuple[str, ...]) -> "tuple[ClusterChange, ...]":
-    """One alternative for each option given; devices that are added are priced as the others are."""
-    from llmpq.answers.cluster_changes import changed, with_prices
-
-    found = [changed(cluster, verb, text) for verb in VERBS for text in values[verb]]
-    return tuple(type(item)(item.words, with_prices(item.cluster, price)) for item in found)
+        stdout().print(outcomes_table(found, f"{program.graph.model} on {cluster.name}"))
 
 
 def outcomes_table(found: "tuple[Outcome, ...]", title: str) -> Table:
