@@ -15,7 +15,7 @@ WIDE = 20.0  # pixels that a label needs
 
 def schedule_section(plan: Plan, seconds: StageSeconds) -> Markup:
     """Prefill and decode of a batch, or steps of serving at full load."""
-    words = tag("p", "Bars are micro-batches computing, the thin ends behind them are results on their way to the next device.")
+    words = tag("p", "Bars are batches being computed; the thin ends behind them are results on their way to the next device.")
     prefill = [] if isinstance(plan.workload, Serving) else [_prefill(plan, seconds)]
     decode = [_decode(plan, seconds)] if generates(plan) else []
     return section("schedule", "Schedule", words, *prefill, *decode, _table(plan, seconds))
@@ -88,7 +88,7 @@ def _table(plan: Plan, seconds: StageSeconds) -> Markup:
         columns = [seconds.prefill, seconds.prefill_link, *columns]
         header = ("device", "prefill", "sending", "decode", "sending")
     rows = [(stage.device, *(format_seconds(column[j]) for column in columns)) for j, stage in enumerate(plan.stages)]
-    return table("Seconds per micro-batch", header, rows)
+    return table("Time of one batch", header, rows)
 
 
 def _pixel(value: float) -> str:

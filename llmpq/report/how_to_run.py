@@ -15,11 +15,9 @@ Engines = Mapping[str, bool | str]  # engine -> True, or why it does not load th
 def run_section(plan: Plan, engines: Engines | None) -> Markup:
     """engines: of the compiled model beside the page; None for a plan alone."""
     if engines is None:
-        words, lines = (
-            "Nothing is compiled yet. This makes a compiled model and runs it:",
-            [_compile(plan), 'llmpq run OUT --prompt "…"'],
-        )
-        return section("run", "How to run it", tag("p", words), _code(lines))
+        words = "Nothing is compiled yet. This makes a compiled model and runs it:"
+        runs = "llmpq serve OUT" if plan.engine == "vllm" else 'llmpq run OUT --prompt "…"'
+        return section("run", "How to run it", tag("p", words), _code([_compile(plan), runs]))
     words = "In the directory of this page:"
     lines = ["llmpq verify .", 'llmpq run . --prompt "…"']
     lines += ["llmpq serve .", "llmpq export . --to vllm -o DIR"] if engines.get("vllm") is True else []

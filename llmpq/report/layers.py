@@ -3,6 +3,7 @@
 from collections import Counter
 
 from llmpq.plan import Plan, Stage
+from llmpq.precision import PRECISIONS
 from llmpq.report.markup import Markup, section, tag
 
 COLOURS = ("16", "w8a8", "w8a16", "fp8", "w4a16", "w3a16")  # options that have a colour of their own in the style sheet
@@ -10,8 +11,21 @@ COLOURS = ("16", "w8a8", "w8a16", "fp8", "w4a16", "w3a16")  # options that have 
 
 def layers_section(plan: Plan) -> Markup:
     """A list per stage in pipeline order."""
-    words = "Each cell is a layer: its number, and the precision that its weights are kept at."
+    used = "; ".join(f"{option}: {_meaning(option)}" for option in sorted(set(plan.options)))
+    words = f"Each cell is a layer: its number and its precision ({used})."
     return section("layers", "Precision of every layer", tag("p", words), *(_stage(stage) for stage in plan.stages))
+
+
+def _meaning(option: str) -> str:
+    """The option in words, where it is one of the library's."""
+    precision = PRECISIONS.get(option)
+    if precision is None:
+        return "of its own"
+    if not precision.is_quantized:
+        return "not quantized"
+    kind = " float" if precision.kind != "int" else ""
+    activations = f", {precision.activation_bits}-bit activations" if precision.activation_bits < 16 else ""
+    return f"{precision.num_bits}-bit{kind} weights{activations}"
 
 
 def _stage(stage: Stage) -> Markup:

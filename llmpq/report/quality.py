@@ -36,4 +36,4 @@ def _measured(check: QualityCheck | None) -> list[Markup]:
     told = f"{verdict}, measured on {check.tuned_on}."
     if check.report is not None:
         told += f" On {check.reported_on}, which nothing was chosen by: {format_estimate(check.report)} nats per token."
-    return [tag("p", told), table("Increase of the loss, nats per token: predicted against measured", header, rows)]
+    return [tag("p", told), table("Increase of the loss, nats per token", header, rows)]

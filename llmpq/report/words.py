@@ -30,7 +30,7 @@ def _placement(plan: Plan) -> list[str]:
     for index, stage in enumerate(plan.stages):
         ends = [name for name, here in (("embedding", index == 0), ("head", index == last)) if here]
         runs = ", ".join(" at ".join(part.split(" ")) for part in format_ranges(stage.options, stage.first_layer).split(", "))
-        lines.append(f"{stage.device} runs layers {runs}{', with ' if ends else ''}{' and '.join(ends)}.")
+        lines.append(f"{stage.device} runs layers {runs}{', with the ' if ends else ''}{' and the '.join(ends)}.")
     used = {stage.device for stage in plan.stages}
     unused = [device.name for device in plan.cluster.devices if device.name not in used]
     return [*lines, f"Not used: {', '.join(unused)}."] if unused else lines
@@ -47,7 +47,7 @@ def _limits(plan: Plan, seconds: StageSeconds) -> list[str]:
         f"The slowest stage of {phase} is {name}: {format_seconds(took)} for {what}, of {format_seconds(trip)} over all stages."
     ]
     if phase != "decoding" or batches * took >= trip:
-        return [*lines, f"It is the bottleneck: micro-batches take turns, and {name} hardly idles."]
+        return [*lines, f"It is the bottleneck: batches take turns, and {name} hardly idles."]
     few = "1 micro-batch" if batches == 1 else f"{batches} micro-batches"
     lines.append(
         f"The round trip of a token is the bottleneck: {few} cannot fill {len(plan.stages)} stages, "
@@ -82,4 +82,5 @@ def _tightest(plan: Plan) -> str:
 
 
 def _trust(plan: Plan) -> list[str]:
-    return [f"The times rest on: {plan.prediction.provenance}.", f"The search ended with {format_optimality(plan)}."]
+    rules = [f"Rules that hold: {'; '.join(plan.constraints)}."] if plan.constraints else []
+    return [*rules, f"The times rest on: {plan.prediction.provenance}.", f"The search ended with {format_optimality(plan)}."]
