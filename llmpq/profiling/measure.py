@@ -11,6 +11,7 @@ from llmpq.precision import Precision
 from llmpq.profiling.probe import Clock, PassTimes
 from llmpq.profiling.sizes import Extent, Size, enough
 
+CLOCK_S = 1e-9  # resolution of time.perf_counter; sizes are compared by the logarithm of their times
 Keep = Callable[[Profile], None]
 Progress = Callable[[str, int, int], None]
 
@@ -84,11 +85,13 @@ def seconds_of(times: PassTimes) -> float:
 
 
 def timing(seconds: Sequence[float]) -> Timing:
-    """Median, and the first and last tenth; of a single pass three times the same."""
+    """Median, and the first and last tenth; of a single pass three times the same. Nothing takes less than CLOCK_S."""
     if len(seconds) == 1:
-        return Timing(seconds[0], seconds[0], seconds[0])
-    tenths = quantiles(seconds, n=10, method="inclusive")
-    return Timing(median(seconds), tenths[0], tenths[-1])
+        found = (seconds[0],) * 3
+    else:
+        tenths = quantiles(seconds, n=10, method="inclusive")
+        found = median(seconds), tenths[0], tenths[-1]
+    return Timing(*(max(value, CLOCK_S) for value in found))
 
 
 def _timing_or_none(seconds: Sequence[float | None]) -> Timing | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.runtime.engine import batch_schedule, interpret
 from llmpq.runtime.job import Job, generate_job
 from llmpq.runtime.progress import Progress
+from llmpq.runtime.schedule import schedule
+from llmpq.runtime.simulate import Times, simulate
 from llmpq.runtime.spec import PipelineSpec, cut, pipeline_spec
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from llmpq.compiled import CompiledModel
 
 QUICK_TOKENS = 8
+TOKEN_BYTES = 16  # of a sequence in what the last stage returns: token and log-probability, float64
 UNMEASURED_BAND = (0.5, 3.0)  # of predictions by tables and roofline (llmpq.costs.band)
 
 
@@ -146,9 +150,9 @@ class _TimedWorker(Worker):
 
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the weights that a stage holds, tied ones once, codes in a kernel's own layout included."""
-    found = {id(tensor): tensor.nbytes for tensor in module.state_dict(keep_vars=True).values()}
-    shapes = sum(8 * 2 for linear in _linears(module) if "weight_shape" in dict(linear.named_buffers()))
-    return sum(found.values()) - shapes + sum(linear.prepacked_bytes for linear in _linears(module))
+    state = module.state_dict(keep_vars=True)
+    held: dict[int, int] = {id(tensor): tensor.nbytes for name, tensor in state.items() if not name.endswith("weight_shape")}
+    return sum(held.values()) + sum(linear.prepacked_bytes for linear in _linears(module))
 
 
 def _linears(module: nn.Module) -> Iterator[QuantizedLinear]:
@@ -178,14 +182,36 @@ def _time_rows(
 ) -> Iterator[Comparison]:
     pipeline, total = plan.pipeline, 0.0
     micro_batches = {"prefill": pipeline.prefill_micro_batch, "decode": pipeline.decode_micro_batch}
+    predicted: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     for phase, passes in (("prefill", 1), ("decode", workload.gen_len - 1)):
-        predicted = stage_seconds(plan, graph, costs, phase)
-        count = -(-workload.batch_size // micro_batches[phase])
-        total += sum(predicted) * count * passes
-        for j, (stage, seconds) in enumerate(zip(plan.stages, predicted)):
-            if (j, phase[0].upper()) in run.actions:
-                yield Comparison(phase, stage.device, "s", seconds, median(run.actions[j, phase[0].upper()]), *band)
+        predicted[phase] = stage_seconds(plan, graph, costs, phase)
+        total += sum(predicted[phase]) * -(-workload.batch_size // micro_batches[phase]) * passes
+        actions = [run.actions.get((j, phase[0].upper()), [0.0]) for j in range(len(plan.stages))]
+        measured[phase] = [median(seconds) for seconds in actions]
+        if passes:
+            for stage, modelled, found in zip(plan.stages, predicted[phase], measured[phase]):
+                yield Comparison(phase, stage.device, "s", modelled, found, *band)
     yield Comparison("end to end", "one after the other", "s", total, run.total_s, *band)
+    if len(plan.stages) > 1:
+        modelled, found = (at_once(plan, workload, costs, times) for times in (predicted, measured))
+        yield Comparison("end to end", "at once", "s", modelled, found, *band)
+
+
+def at_once(plan: Plan, workload: Batch, costs: CostTable, stages: dict[str, list[float]]) -> float:
+    """Seconds of the plan's schedule with every stage on its own device, for seconds of the stages by phase; links as planned."""
+    pipeline, names = plan.pipeline, [stage.device for stage in plan.stages]
+    prefill, decode = pipeline.prefill_micro_batch, pipeline.decode_micro_batch
+    prefills, decodes = (-(-workload.batch_size // size) for size in (prefill, decode))
+    bytes_of = {"prefill": costs.phase("prefill", prefill).hidden_bytes, "decode": costs.phase("decode", decode).hidden_bytes}
+    links = {
+        phase: [plan.cluster.link(a, b).transfer_s(size) for a, b in pairwise(names)]
+        + [plan.cluster.link(names[-1], names[0]).transfer_s(TOKEN_BYTES * (prefill if phase == "prefill" else decode))]
+        for phase, size in bytes_of.items()
+    }
+    times, link_times = (Times(tuple(found["prefill"]), tuple(found["decode"])) for found in (stages, links))
+    actions = schedule(len(names), prefills, decodes, workload.gen_len, decode // prefill)
+    return simulate(actions, times, link_times, overlap=False)
 
 
 def stage_seconds(plan: Plan, graph: LayerGraph, costs: CostTable, phase: str) -> list[float]:
