@@ -123,7 +123,7 @@ def compile(
 
     assignment = tuple(item for item in passes.planning if "plan" in item.provides)
     program = carry_out(program, write, assignment, folder, directory, given)
-    write_report(directory, program.graph)
+    write_report(directory, program.graph, program.request.profile)
     return replace(load(directory, source.module), notices=program.request.cluster.notices + program.notices, _keep=keep)
 
 

@@ -1,5 +1,6 @@
 """llmpq report: a plan as one self-contained HTML page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,16 +14,26 @@ from llmpq.units import format_bytes
 @click.option(
     "--out", "-o", "out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write."
 )
+@click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="The profile that the plan rests on.")
+@click.option("--validation", type=click.Path(path_type=Path, dir_okay=False), help="What `llmpq validate OUT --json` printed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(path: Path, out: Path, as_json: bool) -> None:
+def command(path: Path, out: Path, profile: Path | None, validation: Path | None, as_json: bool) -> None:
     """Write one self-contained page about a compiled model, or about a plan that `llmpq plan --json` printed.
 
     It shows memory, the precision of every layer, the schedule, quality and the commands to run. It needs no network.
     """
+    from llmpq.frontend.models import read_utf8
+    from llmpq.profiling.profile_file import read_profile
     from llmpq.report.page import render
     from llmpq.report.sources import read_report
+    from llmpq.serialize import loads
 
-    page = render(read_report(path))
+    report = read_report(path, None if profile is None else read_profile(profile))
+    if validation is not None:
+        from llmpq.profiling.validation import Validation
+
+        report = replace(report, validation=loads(Validation, read_utf8(validation, "validation"), str(validation)))
+    page = render(report)
     out.write_text(page, encoding="utf-8")
     if as_json:
         print_json({"path": str(out), "bytes": len(page.encode())})

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
+from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
 from llmpq.printing import format_sizes, format_workload
@@ -11,10 +13,14 @@ from llmpq.report.gantt import no_schedule_section, schedule_section
 from llmpq.report.how_to_run import Engines, run_section
 from llmpq.report.layers import layers_section
 from llmpq.report.markup import Markup, tag
+from llmpq.report.measured import measured_section
 from llmpq.report.memory import memory_section, patterns
 from llmpq.report.quality import quality_section
 from llmpq.report.stage_seconds import stage_seconds
 from llmpq.report.words import summary_section
+
+if TYPE_CHECKING:
+    from llmpq.profiling.validation import Validation
 
 SECTIONS = {
     "summary": "Summary",
@@ -28,9 +34,10 @@ SECTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a page is made of. graph: None where the model cannot be read, with the reason in `no_graph`: then no chart of time.
+    """What a page is made of. graph: None where the times of stages cannot be told, with the reason in `no_graph`: no chart then.
 
-    check: what was measured after quantizing. engines: of the compiled model; None for a plan alone.
+    check: what was measured after quantizing. engines: of the compiled model; None for a plan alone. profile: what the plan
+    rests on, where its times were measured. validation: a run of the compiled model beside its predictions.
     """
 
     plan: Plan
@@ -38,12 +45,14 @@ class Report:
     no_graph: str = ""
     check: QualityCheck | None = None
     engines: Engines | None = None
+    profile: Profile | None = None
+    validation: "Validation | None" = None
 
 
 def render(report: Report) -> str:
     """The document: self-contained, the same bytes for the same report."""
     plan, graph = report.plan, report.graph
-    seconds = None if graph is None else stage_seconds(plan, graph)
+    seconds = None if graph is None else stage_seconds(plan, graph, report.profile)
     timing = no_schedule_section(report.no_graph) if seconds is None else schedule_section(plan, seconds)
     main = tag(
         "main",
@@ -51,6 +60,7 @@ def render(report: Report) -> str:
         memory_section(plan),
         layers_section(plan),
         timing,
+        *([] if report.validation is None else [measured_section(report.validation)]),
         quality_section(plan, report.check),
         run_section(plan, report.engines),
         id="main",

@@ -1,48 +1,47 @@
 """Sources of a report: an output directory, or a plan.json alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from llmpq.errors import InputError, LlmpqError
+from llmpq.answers.plan_file import load_plan
+from llmpq.costs.profile import Profile
+from llmpq.errors import LlmpqError
 from llmpq.frontend.cached_graphs import layer_graph_of
-from llmpq.frontend.models import read_utf8, resolve
+from llmpq.frontend.models import resolve
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
 from llmpq.report.page import Report, render
-from llmpq.serialize import loads
 
 REPORT_FILE = "report.html"
 
 
-def write_report(out: Path, graph: LayerGraph) -> None:
-    """Write the page of a compiled model into its directory."""
+def write_report(out: Path, graph: LayerGraph, profile: Profile | None = None) -> None:
+    """Write the page of a compiled model into its directory. profile: what the plan rests on."""
     path = out / REPORT_FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(render(_of_output(out, graph, "")), encoding="utf-8")
+    partial.write_text(render(_with_output(Report(load_plan(out), graph, profile=profile), out)), encoding="utf-8")
     partial.replace(path)
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path, profile: Profile | None = None) -> Report:
     """Of an output directory or a plan.json. Raises InputError when it is neither."""
-    from llmpq.checkpoint.output_checks import PLAN_FILE
-
-    if path.is_dir():
-        if not (path / PLAN_FILE).is_file():
-            raise InputError(f"{path}: holds no {PLAN_FILE}; `llmpq compile MODEL --cluster C -o {path}` makes one")
-        return _of_output(path, *_graph(path))
-    plan = loads(Plan, read_utf8(path, "plan"), str(path))
-    return Report(plan, *_graph(plan.model))
+    plan = load_plan(path)
+    graph, reason = _graph(path if path.is_dir() else plan.model, plan, profile)
+    report = Report(plan, graph, reason, profile=profile)
+    return _with_output(report, path) if path.is_dir() else report
 
 
-def _of_output(out: Path, graph: LayerGraph | None, reason: str) -> Report:
+def _with_output(report: Report, out: Path) -> Report:
     from llmpq.checkpoint.manifest import Manifest
-    from llmpq.checkpoint.output_checks import read_plan
     from llmpq.quality_loop import read_check
 
-    return Report(read_plan(out), graph, reason, read_check(out), Manifest.read(out).engines)
+    return replace(report, check=read_check(out), engines=Manifest.read(out).engines)
 
 
-def _graph(model: str | Path) -> tuple[LayerGraph | None, str]:
-    """The graph of the model, or why it cannot be had."""
+def _graph(model: str | Path, plan: Plan, profile: Profile | None) -> tuple[LayerGraph | None, str]:
+    """The graph of the model, or why the times of its stages cannot be told."""
+    if profile is None and "measured" in plan.prediction.provenance:
+        return None, "the plan rests on a profile; give it by --profile FILE"
     try:
         return layer_graph_of(resolve(model, weights=False)), ""
     except LlmpqError as error:

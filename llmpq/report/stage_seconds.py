@@ -4,7 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, layer_latency_s
+from llmpq.costs.profile import Profile
 from llmpq.graph import FLOAT_BYTES, LayerGraph
+from llmpq.hardware.cluster import Device
 from llmpq.plan import Plan, Stage
 from llmpq.planning.candidates import TOKEN_BYTES
 from llmpq.precision import parse_precision
@@ -26,18 +28,21 @@ class StageSeconds:
     decode_link: tuple[float, ...]
 
 
-def stage_seconds(plan: Plan, graph: LayerGraph) -> StageSeconds:
-    """Of a batch as the planner charges it: no return after prefill. Of serving for the mean step at full load."""
+def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None) -> StageSeconds:
+    """Of a batch as the planner charges it: no return after prefill. Of serving for the mean step at full load.
+
+    profile: what the plan rests on, where its times were measured.
+    """
     if isinstance(plan.workload, Serving):
         return _of_serving(plan, graph)
     rows, prompt = plan.pipeline.prefill_micro_batch, plan.workload.prompt_len
     middle = prompt + plan.workload.gen_len // 2  # decode is costed half way through the generation
     prefill, decode = (rows, prompt, prompt), (plan.pipeline.decode_micro_batch, 1, middle)
-    stages = range(len(plan.stages))
+    times, stages = _BatchTimes(plan, graph, profile), range(len(plan.stages))
     return StageSeconds(
-        tuple(_stage_s(plan, graph, index, *prefill) for index in stages),
+        tuple(times.stage_s(index, *prefill) for index in stages),
         (*(_link_s(plan, index, rows, rows * prompt * graph.hidden_size * FLOAT_BYTES) for index in stages[:-1]), 0.0),
-        tuple(_stage_s(plan, graph, index, *decode) for index in stages),
+        tuple(times.stage_s(index, *decode) for index in stages),
         tuple(_link_s(plan, index, decode[0], decode[0] * graph.hidden_size * FLOAT_BYTES) for index in stages),
     )
 
@@ -59,23 +64,38 @@ def _of_serving(plan: Plan, graph: LayerGraph) -> StageSeconds:
     )
 
 
-def _stage_s(plan: Plan, graph: LayerGraph, index: int, rows: int, tokens: int, context: int) -> float:
-    stage, dtype = plan.stages[index], plan.compute_dtype
-    device = plan.cluster.device(stage.device)
-    seconds = sum(
-        count * layer_latency_s(device, graph.kinds[kind], parse_precision(name), rows, tokens, context, dtype, plan.engine)
-        for (kind, name), count in _alike(graph, stage).items()
-    )
-    if index == 0:
-        seconds += embedding_latency_s(device, graph, rows * tokens, dtype)
-    if index == len(plan.stages) - 1:
-        seconds += head_latency_s(device, graph, rows, dtype)
-    return seconds
+@dataclass(frozen=True, slots=True)
+class _BatchTimes:
+    """Seconds of the plan's stages for `rows` sequences of `tokens` new tokens that see `context` positions."""
 
+    plan: Plan
+    graph: LayerGraph
+    profile: Profile | None
 
-def _alike(graph: LayerGraph, stage: Stage) -> Counter[tuple[int, str]]:
-    """How many layers of the stage there are of each (kind, option)."""
-    return Counter((graph.layer_kind[layer], option) for layer, option in zip(stage.layers, stage.options))
+    def stage_s(self, index: int, rows: int, tokens: int, context: int) -> float:
+        stage = self.plan.stages[index]
+        device, size = self.plan.cluster.device(stage.device), (rows, tokens, context)
+        first, last = self._ends_s(device, *size)
+        layers = sum(count * self._layer_s(device, kind, option, *size) for (kind, option), count in self._alike(stage).items())
+        return layers + first * (index == 0) + last * (index == len(self.plan.stages) - 1)
+
+    def _alike(self, stage: Stage) -> Counter[tuple[int, str]]:
+        """How many layers of the stage there are of each (kind, option)."""
+        return Counter((self.graph.layer_kind[layer], option) for layer, option in zip(stage.layers, stage.options))
+
+    def _layer_s(self, device: Device, kind: int, option: str, rows: int, tokens: int, context: int) -> float:
+        what, precision = self.graph.kinds[kind], parse_precision(option)
+        measured = self.profile.layer_s(device, what, precision, rows, tokens, context) if self.profile else None
+        if measured is not None:
+            return measured
+        return layer_latency_s(device, what, precision, rows, tokens, context, self.plan.compute_dtype, self.plan.engine)
+
+    def _ends_s(self, device: Device, rows: int, tokens: int, context: int) -> tuple[float, float]:
+        measured = self.profile.ends_s(device, self.graph, rows, tokens, context) if self.profile else None
+        if measured is not None:
+            return measured
+        dtype = self.plan.compute_dtype
+        return embedding_latency_s(device, self.graph, rows * tokens, dtype), head_latency_s(device, self.graph, rows, dtype)
 
 
 def _link_s(plan: Plan, index: int, rows: int, hidden_bytes: int) -> float:
