@@ -11,6 +11,7 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 ├── QualityError           an explicit quality target that the quantized model breaks
 ├── VerifyError            a value that contradicts itself after a pass
 ├── PassError              a pass that cannot run where it stands
+├── CertificateError       a certificate that does not prove what it claims, or a bound that none can be made of
 ├── QuantizationError      a weight that cannot be quantized as asked
 └── BackendError           a backend that cannot run the program; carries the reasons
     └── PeerError          exit 75 in a stage's process that lost another stage; its launcher names that one and exits 1
@@ -94,6 +95,10 @@ class VerifyError(LlmpqError):
 
 
 class PassError(LlmpqError):
+    pass
+
+
+class CertificateError(LlmpqError):
     pass
 
 

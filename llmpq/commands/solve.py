@@ -1,6 +1,7 @@
 """llmpq solve: the bare assignment problem, its answer as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,54 @@ from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.solver.problem import Problem, evaluate, load_problem
 from llmpq.solver.solution import DEFAULT_GAP, Solution
 
+CLOSER = 0.25  # of the gap: how close to the optimum a plan is found whose certificate proves the gap
+
 
 @click.command("solve")
 @click.argument("problem_file", metavar="PROBLEM.json", type=click.Path(path_type=Path))
 @click.option("--gap", type=click.FloatRange(min=0.0), default=DEFAULT_GAP, show_default=True, help="Relative gap to prove.")
 @click.option("--time-limit", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Seconds; the default is none.")
-def command(problem_file: Path, gap: float, time_limit: float | None) -> None:
+@click.option(
+    "--certificate", type=click.Path(path_type=Path), metavar="FILE", help="Write what proves the bound (docs/certificate.md)."
+)
+@click.option(
+    "--check", "checked", type=click.Path(path_type=Path), metavar="FILE", help="Check a certificate instead of solving."
+)
+def command(problem_file: Path, gap: float, time_limit: float | None, certificate: Path | None, checked: Path | None) -> None:
     """Solve a bare assignment problem (llmpq-problem-2) and print the result as JSON."""
     from llmpq.solver.solve import solve
 
     problem = load_problem(problem_file)
-    solution = solve(problem, gap=gap, time_limit_s=time_limit)
+    if checked is not None:
+        click.echo(_proof(problem, checked))
+        return
+    solution = solve(problem, gap=gap if certificate is None else gap * CLOSER, time_limit_s=time_limit)
+    if certificate is not None and solution.assignment is not None:
+        solution = replace(solution, proven=solution.gap is not None and solution.gap <= gap)
+        click.echo(_certify(problem, solution, gap, certificate), err=True)
     reasons = _reasons(problem) if solution.status == "infeasible" else ()
     click.echo(json.dumps(result(problem, solution, reasons)))
     if solution.status == "infeasible":
         raise InfeasibleError(reasons)
     if solution.assignment is None:
         raise TimeLimitError(f"no assignment was found within {time_limit:g} s; give more with --time-limit")
+
+
+def _proof(problem: Problem, path: Path) -> str:
+    from llmpq.solver.certificate.check import check_certificate
+    from llmpq.solver.certificate.value import load_certificate
+
+    return check_certificate(problem, load_certificate(path)).text
+
+
+def _certify(problem: Problem, solution: Solution, gap: float, path: Path) -> str:
+    """Writes the certificate; says what it proves."""
+    from llmpq.solver.certificate.build import certify
+
+    assert solution.assignment is not None
+    found = certify(problem, solution.assignment, gap if solution.proven else None)
+    path.write_text(found.dumps(), encoding="utf-8")
+    return f"{path}: {found.kind}, within {found.gap:.3g} of the optimum; `llmpq solve PROBLEM.json --check {path}` checks it"
 
 
 def _reasons(problem: Problem) -> tuple[str, ...]:

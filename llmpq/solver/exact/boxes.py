@@ -84,13 +84,13 @@ class BoxSearch:
         if np.count_nonzero(near) < 0.9 * len(near):
             graph = graph.only(near)
             rows = box_rows(graph, low, multipliers)
-        value, dropped, path = self._best_path(graph, rows, node.most)
+        value, dropped, path = self.best_path(graph, rows, node.most)
         bound = max(bound, min(value, dropped) - self.slack)
         if path:
             self.found(graph.stages, path)
         if bound >= self.cutoff():
             return []
-        halves = _halves(Box(low, high), graph, multipliers, path)
+        halves = halves_of(Box(low, high), graph, multipliers, path)
         if not halves and (low != _raised(low, graph) or (dropped < value and node.most < MOST_PATHS)):
             halves = [Box(_raised(low, graph), high)]
         if not halves:
@@ -98,7 +98,7 @@ class BoxSearch:
         most = min(MOST_PATHS, int(MORE_PATHS * node.most)) if dropped < value else node.most
         return [Node(half, bound, multipliers, graph, most) for half in halves]
 
-    def _best_path(self, graph: Graph, rows: Rows, most: int) -> tuple[float, float, list[int]]:
+    def best_path(self, graph: Graph, rows: Rows, most: int) -> tuple[float, float, list[int]]:
         """The least relaxed cost in the box, or the cutoff; a bound of what was not looked at; the items of the path."""
         figures, stages = graph.grid.figures, graph.stages
         sensitivity = stages.figures[:, 4]
@@ -124,7 +124,7 @@ def _raised(low: tuple[float, float], graph: Graph) -> tuple[float, float]:
     return max(low[0], float(least[0])), max(low[1], float(least[1]))
 
 
-def _halves(box: Box, graph: Graph, multipliers: "Floats", path: list[int]) -> list[Box]:
+def halves_of(box: Box, graph: Graph, multipliers: "Floats", path: list[int]) -> list[Box]:
     """Split where the relaxation charges the path least of what it costs, between times that stages take.
 
     Empty when nothing is left to split.

@@ -142,7 +142,7 @@ class Search:
             if bound >= self.cutoff():
                 start.bound = self.cutoff()
                 return True
-        listed = self.kernels.list_stages(grid, start.multipliers, self.cutoff(), _hashes(self.figures), MOST)
+        listed = self.kernels.list_stages(grid, start.multipliers, self.cutoff(), hashes(self.figures), MOST)
         if listed is None:
             return False
         start.bound = max(start.bound, self._search_boxes(Graph.of(grid, listed[0]), listed[1], start.multipliers, start.bound))
@@ -216,7 +216,7 @@ def _without_seconds(problem: Problem) -> Problem:
     )
 
 
-def _hashes(figures: Figures) -> "NDArray[np.uint64]":
+def hashes(figures: Figures) -> "NDArray[np.uint64]":
     """[kind, option] random words: their sum tells counts of options apart; a clash costs time, not exactness."""
     shape = (figures.problem.num_kinds, figures.shape[2])
     return np.random.default_rng(0).integers(1, 2**63, shape, dtype=np.uint64)
