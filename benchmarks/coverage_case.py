@@ -34,6 +34,7 @@ from llmpq.workload import Batch
 
 STATE_SPACE = "state-space"
 ROUNDING = 1e-4  # fp32 logits of the same model, summed in another order
+UNCUT = "one device only"
 PROMPT, STEPS, ROWS = 9, 3, 3
 """Sequences longer than the windows and chunks of the tiny configurations."""
 
@@ -94,7 +95,8 @@ def check(name: str, model_types: tuple[str, ...], compiles: bool = True) -> Cas
         with _failing(case, "two stages"):
             stages = _lowered(model, traced, graph)
             whole = _run([traced], graph, calls(padded=True))
-            case.two_stages = difference(_run(stages, graph, calls(padded=True)), whole)
+            equal = difference(_run(stages, graph, calls(padded=True)), whole)
+            case.two_stages = equal if len(stages) > 1 else UNCUT
     if case.works and compiles:
         with _failing(case, "compiled"), tempfile.TemporaryDirectory() as folder:
             case.compiled, case.engines = _compile(model, graph, Path(folder))
@@ -188,20 +190,28 @@ def quantizable(graph: LayerGraph) -> str:
     return f"{sum(linear.is_quantizable for linear in linears)} of {len(linears)}{kept}"
 
 
+def _stages(graph: LayerGraph, options: tuple[str, ...]) -> tuple[Stage, ...]:
+    """Two, cut as near to the middle as the graph can be; one where it cannot be cut."""
+    cuts = set(range(1, graph.num_layers)).difference(graph.uncut)
+    if not cuts:
+        return (Stage("CPU:0", 0, options),)
+    cut = min(cuts, key=lambda layer: (abs(layer - graph.num_layers // 2), layer))
+    return Stage("CPU:0", 0, options[:cut]), Stage("CPU:1", cut, options[cut:])
+
+
 def _plan(graph: LayerGraph) -> Plan:
     """Two stages, the layers in turn at 8 and 16 bits where their kind can be quantized."""
     turns = count()
     options = tuple(
         "w8a16" if graph.kind_of(layer).is_quantizable and next(turns) % 2 == 0 else "16" for layer in range(graph.num_layers)
     )
-    half = graph.num_layers // 2
     cluster = Cluster.load("2xCPU")
     return Plan(
         model=graph.model,
         compute_dtype="float32",
         workload=Batch(batch_size=ROWS, prompt_len=PROMPT, gen_len=STEPS + 1),
         cluster=cluster,
-        pipelines=(Pipeline((Stage("CPU:0", 0, options[:half]), Stage("CPU:1", half, options[half:])), ROWS, ROWS),),
+        pipelines=(Pipeline(_stages(graph, options), ROWS, ROWS),),
         prediction=Prediction(
             1.0, 1.0, tuple(DeviceMemory(d.name, 0, 0, 0, 0, 0, d.capacity_bytes) for d in cluster.devices), "none"
         ),

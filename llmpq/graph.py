@@ -117,6 +117,7 @@ class LayerGraph:
     behind the layers, "" where there is none. With `tied_head` set, the head's weight is that parameter of `first` and is not
     in `last`; a last stage elsewhere holds a copy of it.
 
+    uncut: layers that must run where the one before them runs, because more than the hidden state passes between the two.
     first_ops, last_ops: the operators that make the hidden state, and the logits from it; shared_ops: masks, positions, rotary
     values, made once in every stage for all its layers.
     """
@@ -136,6 +137,7 @@ class LayerGraph:
     first_ops: OpGraph = NO_OPS
     shared_ops: OpGraph = NO_OPS
     last_ops: OpGraph = NO_OPS
+    uncut: tuple[int, ...] = ()
 
     @property
     def num_layers(self) -> int:

@@ -57,6 +57,13 @@ def _layer_annotations(program: Program) -> dict[str, Annotation]:
     if placed != list(range(len(names))):
         found = f"layers {placed[0]} to {placed[-1]}"
         raise PassError(f"annotate-graph: the plan places {found}; {program.graph.model} has {len(names)}: plan this model")
+    apart = next((stage for stage in plan.stages if stage.first_layer in program.graph.uncut), None)
+    if apart is not None:
+        layer = apart.first_layer
+        raise PassError(
+            f"annotate-graph: the plan cuts {program.graph.model} before layer {layer}, which reads more than the hidden state "
+            f"of layer {layer - 1}; plan with the constraint layers[{layer - 1}].device == layers[{layer}].device"
+        )
     return {
         names[layer]: Annotation(index, stage.device, layer, option)
         for index, stage in enumerate(plan.stages)

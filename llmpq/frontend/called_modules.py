@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
@@ -32,11 +32,11 @@ def watched_calls(layer: nn.Module) -> Calls:
 def _watch(path: str, module: nn.Module, calls: Calls) -> None:
     def enter(*_: Any) -> None:
         calls.running.append(path)
-        if _computes_a_product(module):
-            calls.called.add(path)
 
-    def leave(*_: Any) -> None:
+    def leave(_: nn.Module, __: Any, output: Any) -> None:
         calls.running.pop()
+        if _is_a_product(module, output):
+            calls.called.add(path)
 
     if isinstance(module, nn.Linear):
         module.__class__ = _noticing(type(module), path, calls)
@@ -44,11 +44,9 @@ def _watch(path: str, module: nn.Module, calls: Calls) -> None:
     module.register_forward_hook(leave)
 
 
-def _computes_a_product(module: nn.Module) -> bool:
-    """Whether a call is y = W x + b and nothing else: a router may be a linear that also chooses and returns more."""
-    if isinstance(module, nn.Linear):
-        return _forward(module) is nn.Linear.forward or _returns_one_tensor(module)
-    return isinstance(module, Conv1D)
+def _is_a_product(module: nn.Module, output: Any) -> bool:
+    """Whether the call may be y = W x + b and nothing else: a router may be a linear that also chooses, and returns more."""
+    return isinstance(module, nn.Linear | Conv1D) and isinstance(output, Tensor)
 
 
 def _noticing(linear: type[nn.Linear], path: str, calls: Calls) -> type[nn.Linear]:

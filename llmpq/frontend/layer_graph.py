@@ -11,6 +11,7 @@ from llmpq.frontend.layer_kinds import kinds_of_layers
 from llmpq.frontend.layer_linears import linears_of
 from llmpq.frontend.layer_ops import LayerFacts, ModelOps, model_ops
 from llmpq.frontend.tracing import decoder_layers, first_position
+from llmpq.fx.cuts import uncut_layers
 from llmpq.fx.graphs import downstream, placeholders
 from llmpq.fx.ops import attention_mask
 from llmpq.graph import Attention, LayerGraph, LayerKind, Parameter
@@ -50,6 +51,7 @@ def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGra
         first_ops=recorded.first,
         shared_ops=recorded.shared,
         last_ops=recorded.last,
+        uncut=uncut_layers(traced.graph, model, tuple(layers)),
     )
 
 

@@ -1,7 +1,6 @@
 """Operators of a model: one layer of each kind, and what stands before and behind the layers, recorded without weights."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,10 @@ from llmpq.frontend.op_patterns import merge_patterns
 from llmpq.frontend.op_recording import Record, Recorder, Value
 from llmpq.frontend.tracing import INPUTS
 from llmpq.fx.graphs import downstream, placeholders
-from llmpq.fx.modules import copy_sharing_tensors
+from llmpq.fx.modules import copy_sharing_tensors, experts_by_shape
 from llmpq.op_graph import OpGraph
 
 HIDDEN = "hidden"
-EXPERTS = "batched_mm"  # transformers' way through a set of experts in which no shape depends on values
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +141,12 @@ class _OpInterpreter(fx.Interpreter):
         cache.written.clear()
         cache.index_dim = 0
         output = self._outputs[kind] = self._call(target, layer, args, kwargs)
-        times, expected = len(cache.written), any(value is cache for value in (*args, *kwargs.values()))
-        if times != expected:
+        times, given = len(cache.written), (*args, *kwargs.values())
+        expected = any(value is cache for value in given)
+        shares = any(isinstance(value, dict) for value in given)
+        if times != expected and not (times == 0 and shares):
             raise TraceError(f"layer {target} wrote the KV cache {times} times; expected once (attention layers only)")
-        written = cache.written[0] if expected else (0, 0, 0)
+        written = cache.written[0] if times else (0, 0, 0)
         hidden: Tensor = output if isinstance(output, Tensor) else output[0]
         self._facts[kind] = LayerFacts(calls.replaceable, *written, cache.index_dim, int(hidden.shape[-1]))
 
@@ -198,21 +198,3 @@ def _caches(traced: fx.GraphModule, kinds: Mapping[str, int]) -> bool:
     """Whether layers are handed the cache; without one there is no past."""
     cache = placeholders(traced.graph)["past_key_values"]
     return any(user.op == "call_module" and user.target in kinds for user in cache.users)
-
-
-@contextmanager
-def experts_by_shape(module: nn.Module) -> Iterator[None]:
-    """Let the module's experts take the path whose shapes do not depend on values."""
-    configs = {id(found): found for inner in module.modules() if (found := getattr(inner, "config", None)) is not None}
-    changed = [(config, config._experts_implementation_internal) for config in configs.values() if _has_choice(config)]
-    try:
-        for config, _ in changed:
-            config._experts_implementation_internal = EXPERTS
-        yield
-    finally:
-        for config, before in changed:
-            config._experts_implementation_internal = before
-
-
-def _has_choice(config: Any) -> bool:
-    return hasattr(config, "_experts_implementation_internal")

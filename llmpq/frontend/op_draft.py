@@ -134,6 +134,8 @@ def draft(records: Iterable[Record], results: Iterable[Value], parameters: froze
     nodes: list[Node] = []
     for record in records:
         uses = tuple(map(use, record.inputs))
+        if record.outputs and all(not value.numel.terms for value in record.outputs):
+            continue  # nothing to compute: experts beside the one that stands for all
         if _is_layout(record):
             before = uses[0]
             shown[record.outputs[0]] = Use(before.value, record.outputs[0], before.flipped ^ _flips(record))

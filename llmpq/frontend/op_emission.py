@@ -26,14 +26,14 @@ class _Emitter:
         self.inputs: dict[str, None] = {}
 
     def op(self, node: Node) -> Op:
-        weights = sorted({use.value: None for use in node.uses if use.value in self._draft.parameters}, key=_rank)
+        weights = sorted({use.value: use for use in node.uses if use.value in self._draft.parameters}.values(), key=_rank)
         reads = self._reads(node)
         return Op(
             name=self._names[node],
             kind=node.kind,
             detail=" ".join(node.operators),
             inputs=tuple(map(self.name, reads)),
-            weights=tuple(self._weight(value) for value in weights),
+            weights=tuple(self._weight(use, node) for use in weights),
             reads=Size.sum(term for size in reads.values() for term in size.terms) if node.kind not in _FREE else Size(),
             writes=self._writes(node),
             product=node.product,
@@ -49,8 +49,10 @@ class _Emitter:
         self.inputs.setdefault(name)
         return name
 
-    def _weight(self, value: Value) -> Weight:
-        return Weight(self._outside[value], tuple(extent(1, 1, 1) for extent in value.shape), value.itemsize)
+    def _weight(self, use: Use, node: Node) -> Weight:
+        """Experts whose matrices are kept one below the other are seen as [experts, rows, columns]."""
+        shape = use.seen.shape if node.kind == "experts" and len(use.seen.shape) == 3 else use.value.shape
+        return Weight(self._outside[use.value], tuple(extent(1, 1, 1) for extent in shape), use.value.itemsize)
 
     def _reads(self, node: Node) -> dict[Value, Size]:
         """Bytes by value from outside: what is seen of it, at most all of it."""
@@ -76,9 +78,9 @@ class _Emitter:
         return min(value.itemsize, self._read_as.get(value, value.itemsize))
 
 
-def _rank(value: Value) -> int:
+def _rank(use: Use) -> int:
     """Matrices before their biases."""
-    return -len(value.shape)
+    return -len(use.value.shape)
 
 
 def _read_as(draft: Draft) -> dict[Value, int]:

@@ -22,7 +22,7 @@ def merge_experts(draft: Draft) -> None:
     for node in [node for node in draft.nodes if node.kind == "matmul"]:
         for looked_up, side in _lookups(draft, node):
             weight = looked_up.uses[0]
-            if len(weight.value.shape) == 3 and node.product is not None:
+            if len(weight.seen.shape) == 3 and node.product is not None:
                 left = Use(weight.value, weight.value, side.flipped)
                 flat = oriented(node.product, *_sides(node, side, left), frozenset([weight.value]))
                 product = Product(Size.of(1), flat.count * flat.rows, flat.columns, flat.k, flat.transposed)
@@ -33,8 +33,13 @@ def merge_experts(draft: Draft) -> None:
 def _lookups(draft: Draft, node: Node) -> Iterator[tuple[Node, Use]]:
     for use in node.uses[-2:]:
         producer = draft.producer(use)
-        if producer is not None and producer.kind == "gather":
+        if producer is not None and (producer.kind == "gather" or _picks_one(draft, producer)):
             yield producer, use
+
+
+def _picks_one(draft: Draft, node: Node) -> bool:
+    """Whether it is a matrix of a parameter, as loops over experts take them out; one stands for all (Recorder)."""
+    return node.operators == ("select",) and node.uses[0].value in draft.parameters
 
 
 def _sides(node: Node, replaced: Use, by: Use) -> tuple[Use, Use]:

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils._sympy.functions import FloorDiv
 
 from llmpq.errors import TraceError
 from llmpq.op_graph import Size
@@ -21,6 +22,7 @@ COMPUTE_DTYPE = torch.bfloat16
 HINTS = (3, 5, 11)  # batch, tokens, past where a model branches on them: decode-like, masks needed, no two alike
 _SILENT = ("prim::", "aten::sym_", "aten::is_", "aten::_version", "aten::_local_scalar_dense")
 _PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+_MASKED = ("aten::index", "aten::index_put", "aten::index_put_")
 _UNREAD = ("_like",)  # of what they are given, these read the shape
 
 
@@ -86,9 +88,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "aten::_local_scalar_dense":
             return _no_value(args[0])
         given = [*args, *(kwargs or {}).values()]
-        inputs = () if name.endswith(_UNREAD) or name.startswith("aten::new_") else self._all(given)
         if name == "aten::nonzero":
-            raise TraceError("an operator returns as many results as values decide (nonzero), which shapes alone do not tell")
+            return self._chosen(args[0])
+        if name in _MASKED and any(_is_mask(index) for index in args[1]):
+            return func(args[0], self._as_positions(args[1]), *args[2:], **(kwargs or {}))
+        if name == "aten::split_with_sizes":
+            args = (args[0], _all_in_one(args[0], *args[1:]), *args[2:])
+        inputs = () if name.endswith(_UNREAD) or name.startswith("aten::new_") else self._all(given)
         if name in _PRODUCTS:
             args = self._alike(args)
         out = self._added_product(args) if name == "aten::baddbmm" else func(*args, **(kwargs or {}))
@@ -159,7 +165,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _polynomial(self, expression: Any) -> Size:
         batch, tokens, past = (symbol.node.expr for symbol in (self.batch, self.tokens, self.past))
         context = sympy.Symbol("context", positive=True, integer=True)
-        wanted = sympy.expand(expression.xreplace({past: context - tokens}))
+        exact = expression.replace(FloorDiv, lambda whole, part: sympy.cancel(whole / part))  # XLNet: tokens^2 // tokens
+        wanted = sympy.expand(exact.xreplace({past: context - tokens}))
         if not wanted.is_polynomial(batch, tokens, context) or wanted.free_symbols - {batch, tokens, context}:
             raise TraceError(f"a tensor has an extent of {expression}, which is no polynomial in batch, tokens and context")
         terms = sympy.Poly(wanted, batch, tokens, context).terms()
@@ -171,6 +178,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if base is not None:
             before = self.value(base)
             self.current.append(Record("copy_", (), (before, *outputs), (self._renewed(base),)))
+
+    def _chosen(self, mask: Tensor) -> Tensor:
+        """What nonzero returns, its length made up: values decide it. Of a set whose size is fixed (experts that were hit, in
+        turn) one; of tokens, or pairs of token and choice, all: those that each of the set gets add up to that."""
+        counted = [extent for extent in mask.shape if not isinstance(extent, int)]
+        found = 1
+        for extent in mask.shape if counted else ():
+            found = found * extent
+        return self.append("nonzero", (mask,), self.empty(found, mask.ndim, dtype=torch.long))
+
+    def _as_positions(self, indices: Any) -> list[Any]:
+        """Indices with the positions where masks are true in the masks' places."""
+        found: list[Any] = []
+        for index in indices:
+            found.extend(self._chosen(index).unbind(1) if _is_mask(index) else [index])
+        return found
 
     def _alike(self, args: Any) -> tuple[Any, ...]:
         """Operands of one dtype: a model that was traced in another one has its own written into masks."""
@@ -195,6 +218,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values[id(tensor)] = made
         self._alive.append(tensor)
         return made
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _all_in_one(tensor: Tensor, sizes: Any, dim: int = 0) -> list[Any]:
+    """The sizes of a split; where they were read from values, which are all zero here, the first part gets everything."""
+    return [tensor.shape[dim], *sizes[1:]] if sizes and all(size == 0 for size in sizes) else list(sizes)
 
 
 def _symbols(fake: FakeTensorMode) -> tuple[torch.SymInt, ...]:

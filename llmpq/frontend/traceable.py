@@ -34,11 +34,6 @@ def _require_supported(model: PreTrainedModel, name: str) -> None:
             f"attention implementation {found!r} cannot be traced; build the model with one of {', '.join(IMPLEMENTATIONS)}"
         )
     config = model.config.get_text_config(decoder=True)
-    shared = getattr(config, "num_kv_shared_layers", 0)
-    if shared:
-        raise TraceError(
-            f"{name}: its last {shared} layers read the keys and values of earlier ones, which no cut can send: unsupported"
-        )
     kinds = sorted(_STATEFUL.intersection(getattr(config, "layer_types", None) or ()))
     if kinds or model._is_stateful:
         what = ", ".join(kinds) or "recurrent"

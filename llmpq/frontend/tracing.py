@@ -1,5 +1,7 @@
 """The outer graph of a model: embedding, layers, norm and head as nodes of torch.fx, layers called whole."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
@@ -11,6 +13,7 @@ from llmpq.frontend.leaf_tracer import FAILURES, LeafTracer, traced_factories
 from llmpq.frontend.owned_masks import owned_masks
 from llmpq.frontend.traceable import parameters_of_forward, require_traceable
 from llmpq.fx import ops
+from llmpq.fx.cuts import drop_unread, several_results
 from llmpq.fx.graphs import downstream, placeholders, with_graph
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
@@ -30,7 +33,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises TraceError with the reason when the model cannot be traced.
     """
     layers = decoder_layers(require_traceable(model))
-    with _TRACING, owned_masks(model), traced_factories():
+    with _TRACING, owned_masks(model), traced_factories(), _unchanged(model):
         try:
             graph = LeafTracer(tuple(layers.values())).trace(_Root(model))
         except TraceError as error:
@@ -40,6 +43,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
             raise TraceError(f"{type(model).__name__} cannot be traced: {reason}") from error
     canonical = _canonical(graph, frozenset(layers))
     _admit_absent_mask(canonical)
+    if several_results(canonical, frozenset(layers)):
+        drop_unread(canonical, model, frozenset(layers))
     return with_graph(model, canonical, type(model).__name__)
 
 
@@ -55,6 +60,20 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
     if not len(layers):
         raise TraceError(f"{type(model).__name__} has no list of decoder layers; expected an nn.ModuleList that holds them")
     return {f"{name}.{index}": layer for index, layer in enumerate(layers)}
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Afterwards modules keep what they kept before, whatever their code assigned to them while it was traced."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, kept, buffers in before:
+            for name in vars(module).keys() - kept.keys():
+                delattr(module, name)
+            vars(module).update(kept)
+            module._buffers.update(buffers)
 
 
 class _Root(nn.Module):

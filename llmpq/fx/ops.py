@@ -1,6 +1,6 @@
 """The functions that traced graphs call: what transformers decides from values while it runs, as one node."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,11 @@ def dense_mask(attention_mask: Tensor | None, position_ids: Tensor, past_key_val
         return attention_mask
     batch, tokens = position_ids.shape
     return torch.ones(batch, past_key_values.get_seq_length() + tokens, dtype=torch.long, device=position_ids.device)
+
+
+def shared_states() -> dict[str, Any]:
+    """The place where layers of one pass put keys and values that later layers read (Gemma 3n), empty at its start."""
+    return {}
 
 
 def wanted_positions(hidden: Tensor, past_key_values: WantsPositions) -> Tensor:
