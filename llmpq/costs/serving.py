@@ -77,6 +77,20 @@ def _derive_serving(
     )
 
 
+def mean_step_costs(
+    graph: LayerGraph,
+    devices: tuple[Device, ...],
+    workload: Serving,
+    precisions: tuple[Precision, ...],
+    compute_dtype: ComputeDtype,
+    engine: str,
+    sequences: int,
+) -> PhaseCosts:
+    """The mean step in which `sequences` decode."""
+    mixed = _MixedSteps(graph, devices, workload, precisions, compute_dtype, engine, timed=True)
+    return mixed.costs(sequences, workload.prefill_tokens(sequences))
+
+
 def _sequences(workload: Serving) -> list[int]:
     """Numbers of decoding sequences of a step, those whose step fits into the largest token budget."""
     found, size = [], 1

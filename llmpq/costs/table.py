@@ -105,7 +105,7 @@ def derive_costs(
 
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
         return tuple(
-            _phase_costs(
+            phase_costs(
                 graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine, timed, profile
             )
             for rows in sorted(set(sizes), reverse=True)
@@ -125,7 +125,7 @@ def derive_costs(
     )
 
 
-def _phase_costs(
+def phase_costs(
     graph: LayerGraph,
     devices: tuple[Device, ...],
     precisions: tuple[Precision, ...],
@@ -135,7 +135,10 @@ def _phase_costs(
     timed: bool,
     profile: Profile | None,
 ) -> PhaseCosts:
-    """`shape`: sequences, new tokens of each, context that time is charged for, longest context that memory must hold."""
+    """One phase at one size.
+
+    shape: sequences, new tokens of each, context that time is charged for, longest context that memory must hold.
+    """
     rows, tokens, context, longest = shape
 
     def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmpq.plan import Plan
-from llmpq.report.stage_seconds import StageSeconds, mean_step
+from llmpq.report.stage_seconds import StageSeconds
 from llmpq.runtime.schedule import schedule
 from llmpq.runtime.simulate import Times
 from llmpq.runtime.timeline import Action, timeline
 from llmpq.simulation.pipeline import Pipeline
+from llmpq.simulation.scheduler import StepShape
 from llmpq.workload import Serving
 
 ROUNDS = 3  # of decode: the first fills the pipeline, the others repeat
@@ -36,7 +37,7 @@ def prefill_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:
 def decode_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:
     """Of ROUNDS tokens of every decode micro-batch, or of that many trips of every batch in flight."""
     if isinstance(plan.workload, Serving):
-        return _serving_spans(plan, plan.workload, seconds)
+        return _serving_spans(plan, seconds)
     micro_batches = -(-plan.workload.batch_size // plan.pipeline.decode_micro_batch)
     drawn = schedule(len(plan.stages), 0, micro_batches, ROUNDS + 1)
     rows = [drawn.actions(stage)[:MOST] for stage in range(len(plan.stages))]
@@ -60,9 +61,9 @@ def _simulated(rows: Sequence[Sequence[Action]], per_decode: int, seconds: Stage
     )
 
 
-def _serving_spans(plan: Plan, workload: Serving, seconds: StageSeconds) -> tuple[Span, ...]:
-    """Every batch in flight goes in again as soon as its tokens are back, always with the mean step."""
-    stages, step, flights = len(plan.stages), mean_step(plan, workload), plan.load.in_flight
+def _serving_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:
+    """Every batch in flight goes in again as soon as its tokens are back, always with the mean step, whose times are known."""
+    stages, flights, step = len(plan.stages), plan.load.in_flight, StepShape(0, 0, plan.pipeline.decode_micro_batch, 0, 0)
     clocks = Pipeline(
         stages,
         lambda stage, _: seconds.decode[stage],
