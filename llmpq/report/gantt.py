@@ -87,7 +87,10 @@ def _table(plan: Plan, seconds: StageSeconds) -> Markup:
     if not isinstance(plan.workload, Serving):
         columns = [seconds.prefill, seconds.prefill_link, *columns]
         header = ("device", "prefill", "sending", "decode", "sending")
-    rows = [(stage.device, *(format_seconds(column[j]) for column in columns)) for j, stage in enumerate(plan.stages)]
+    rows = [
+        (stage.device, *(format_seconds(column[j]) if column[j] else "–" for column in columns))
+        for j, stage in enumerate(plan.stages)
+    ]
     return table("Time of one batch", header, rows)
 
 
