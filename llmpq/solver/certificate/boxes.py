@@ -52,18 +52,23 @@ class StageBox:
 
     def value(self) -> int | None:
         """A lower bound of every objective in the box; None: no assignment below the cutoff of the listing lies in it."""
-        weights = self.weights
-        per_sensitivity = weights.budget
-        costs = (
-            (stage.prefill + stage.loss) * ONE
-            + stage.decode * weights.sum_decode
-            + stage.sensitivity * per_sensitivity
-            + self._over(stage, weights.prefill[stage.device], weights.decode[stage.device])
-            for stage in self.stages
-        )
-        rest = self._to_end(costs)[self.source]
-        low = weights.total_prefill * weights.low[0] + weights.total_decode * weights.low[1]
-        return None if rest is None else rest + low - weights.budget * (self.scaled.budget or 0)
+        weights, (low_prefill, low_decode) = self.weights, self.weights.low
+        rest: list[int | None] = [None] * self.end + [0]
+        for start, stop, j, prefill, decode, slow_prefill, slow_decode, nats, loss in reversed(self.stages):
+            after = rest[stop]
+            if after is None:
+                continue
+            cost = (prefill + loss) * ONE + decode * weights.sum_decode + nats * weights.budget + after
+            if slow_prefill > low_prefill:
+                cost += weights.prefill[j] * (slow_prefill - low_prefill)
+            if slow_decode > low_decode:
+                cost += weights.decode[j] * (slow_decode - low_decode)
+            here = rest[start]
+            if here is None or cost < here:
+                rest[start] = cost
+        least = rest[self.source]
+        low = weights.total_prefill * low_prefill + weights.total_decode * low_decode
+        return None if least is None else least + low - weights.budget * (self.scaled.budget or 0)
 
     def paths_above(self, cutoff: int, room: int) -> bool:
         """Whether no path within the budget costs less than the cutoff; costs are rounded down to a small part of the room.
@@ -94,9 +99,6 @@ class StageBox:
         """What is charged for being slower than the low ends."""
         low = self.weights.low
         return prefill * max(stage.slow_prefill - low[0], 0) + decode * max(stage.slow_decode - low[1], 0)
-
-    def _to_end(self, costs: Iterator[int]) -> list[int | None]:
-        return least_to_end(self.stages, list(costs), self.end)
 
 
 def least_to_end(stages: list[Stage], costs: list[int], end: int) -> list[int | None]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_BOXES = 5000
 SLACK_SHARE = 0.5  # of the distance from bound to objective, for paths that count as one
+TARGET = 0.05  # of that distance, above the bound: where an ascent may stop
 NEARLY = 0.99  # of that slack, left by the walk in floats, for the walk over integers to be worth its time
 
 
@@ -48,13 +49,15 @@ class Tree:
     def _visit(self, graph: Graph, box: Box, at: "Floats", steps: int) -> list[tuple[Graph, Box, "Floats"]]:
         figures = graph.stages.figures
         graph = graph.only((figures[:, 2] <= box.high[0]) & (figures[:, 3] <= box.high[1]))
-        if self._done(box, "stages", at):
-            return []
         path: list[int] = []
         low = _first_times(box.low, graph)
-        if len(graph.stages):
-            at = self.kernels.ascend_items(graph.grid, graph.stages, low, at, graph.scale(), steps, self.bound + self.room)[1]
+        if not len(graph.stages):
             if self._done(box, "stages", at):
+                return []
+        else:
+            arguments = (low, at, graph.scale(), steps, self.bound + TARGET * self.room)
+            value, at = self.kernels.ascend_items(graph.grid, graph.stages, *arguments)
+            if value >= self.bound and self._done(box, "stages", at):
                 return []
             slack = SLACK_SHARE * self.room
             search = BoxSearch(self.kernels, lambda: self.bound, _ignored, _never, slack)
