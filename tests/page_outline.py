@@ -7,7 +7,7 @@ SHOWN = ("id", "class", "role", "aria-label", "aria-labelledby", "scope")
 
 
 class PageOutline(HTMLParser):
-    """`lines`: elements by depth with their text; `said`: the text; `elements`: (name, attributes). ValueError at a tag out of place."""
+    """`lines`: elements by depth with text; `said`: text; `elements`: (name, attributes). ValueError: a tag is out of place."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ def measured_section(validation: "Validation") -> Markup:
     ran = f"{workload.batch_size} sequences, prompts of {workload.prompt_len} and answers of {workload.gen_len} tokens"
     inside = len(validation.rows) - len(validation.outside)
     words = f"A run of {ran}: {inside} of {len(validation.rows)} figures lie within the bands of their predictions."
-    header = ("what", "device", "predicted", "measured", "ratio", "")
+    header = ("what", "device", "predicted", "measured", "ratio", "note")
     rows = [_row(row) for row in validation.rows]
     return section("measured", "Predicted against measured", tag("p", words), table("Predicted and measured", header, rows))
 

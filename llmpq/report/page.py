@@ -65,7 +65,7 @@ def render(report: Report) -> str:
         run_section(plan, report.engines),
         id="main",
     )
-    body = tag("body", tag("a", "Skip to the plan", href="#main", class_="skip"), patterns(), _header(plan), main)
+    body = tag("body", tag("a", "Skip to the plan", href="#main", class_="skip"), patterns(), _header(report), main)
     return f'<!DOCTYPE html>\n<html lang="en">{_head(plan)}{body}</html>\n'
 
 
@@ -76,8 +76,9 @@ def _head(plan: Plan) -> Markup:
     return tag("head", Markup(meta + scheme), tag("title", f"{plan.model}: llmpq plan"), tag("style", style))
 
 
-def _header(plan: Plan) -> Markup:
-    links = [tag("a", name, href=f"#{identity}") for identity, name in SECTIONS.items()]
+def _header(report: Report) -> Markup:
+    plan, measured = report.plan, {} if report.validation is None else {"measured": "Measured"}
+    links = [tag("a", name, href=f"#{identity}") for identity, name in (SECTIONS | measured).items()]
     stages = f"{len(plan.stages)} stage{'s' * (len(plan.stages) != 1)} on {plan.cluster.name}"
     return tag(
         "header",
