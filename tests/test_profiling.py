@@ -17,7 +17,7 @@ from llmpq.precision import PRECISIONS, Precision, parse_precisions
 from llmpq.profiling import measure as measuring
 from llmpq.profiling import sizes
 from llmpq.profiling.link import fit, measure_link
-from llmpq.profiling.measure import measure, timing
+from llmpq.profiling.measure import measure, measure_point, timing
 from llmpq.profiling.probe import PassTimes, Probe, Subject
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.profiler import empty_profile, profile_model, subject_of
@@ -85,6 +85,17 @@ def test_a_timing_is_the_median_between_tenths() -> None:
     found = timing([float(second) for second in range(1, 12)])
     assert (found.low_s, found.median_s, found.high_s) == (2.0, 6.0, 10.0)
     assert timing([3.0]) == replace(found, median_s=3.0, low_s=3.0, high_s=3.0)
+
+
+def test_passes_that_other_processes_disturbed_do_not_count() -> None:
+    passes = iter([PassTimes(0.0, (9.0,), 0.0, busy=0.5) if number % 2 else PassTimes(0.0, (0.1,), 0.0) for number in range(99)])
+
+    class Disturbed:
+        def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes:
+            return next(passes)
+
+    (layer,) = measure_point(TWO[0], Size(1, 1, 8), Disturbed()).layers
+    assert layer == timing([0.1])
 
 
 def test_every_point_is_kept_as_soon_as_it_is_there(empty: Profile) -> None:

@@ -9,8 +9,9 @@ from typing import Protocol
 from llmpq.costs.profile import Point, Profile, Timing
 from llmpq.precision import Precision
 from llmpq.profiling.probe import Clock, PassTimes
-from llmpq.profiling.sizes import Extent, Size, enough
+from llmpq.profiling.sizes import Extent, Size, enough, hopeless
 
+QUIET = 0.9  # share of a pass in which its thread ran
 CLOCK_S = 1e-9  # resolution of time.perf_counter; sizes are compared by the logarithm of their times
 Keep = Callable[[Profile], None]
 Progress = Callable[[str, int, int], None]
@@ -63,11 +64,12 @@ def _points(precision: Precision, sizes: Iterable[Size], probe: Measured, deadli
 
 
 def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
-    """Repeated passes of one size, after one that only warms up."""
+    """Repeated passes of one size, after one that only warms up; those that other processes disturbed count only if all were."""
     first = probe.pass_times(size.rows, size.tokens, size.context)
     passes = [first] if seconds_of(first) > 1.0 else []
-    while not enough([seconds_of(times) for times in passes]):
+    while not (enough(seconds_in(quiet(passes))) or hopeless(seconds_in(passes))):
         passes.append(probe.pass_times(size.rows, size.tokens, size.context))
+    passes = quiet(passes) or passes
     kinds = range(len(first.layers_s))
     return Point(
         precision=precision.name,
@@ -78,6 +80,15 @@ def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
         first=timing([times.first_s for times in passes]),
         last=timing([times.last_s for times in passes]),
     )
+
+
+def quiet(passes: Sequence[PassTimes]) -> list[PassTimes]:
+    """The passes in which no other process had this thread's core for long."""
+    return [times for times in passes if times.busy >= QUIET]
+
+
+def seconds_in(passes: Sequence[PassTimes]) -> list[float]:
+    return [seconds_of(times) for times in passes]
 
 
 def seconds_of(times: PassTimes) -> float:

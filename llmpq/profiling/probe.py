@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.fx import GraphModule
@@ -30,11 +30,15 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
-    """Seconds of one pass: before the layers, one layer of each kind on average (None: cannot have the precision), behind."""
+    """Seconds of one pass: before the layers, one layer of each kind on average (None: cannot have the precision), behind.
+
+    busy: share of them in which this thread ran; other processes had the core for the rest
+    """
 
     first_s: float
     layers_s: tuple[float | None, ...]
     last_s: float
+    busy: float = field(default=1.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +83,21 @@ class Probe:
         if decode:
             self._stage.assume_filled(0, prompt)
         self._times = []
-        start = self._clock()
+        start, ran = self._clock(), time.thread_time()
         ids = torch.ones(rows, tokens, dtype=torch.int64)
         logits = (self._stage.decode if decode else self._stage.prefill)(batch, 0, ids)
         sample(logits[:, -1], SamplingParams(1), range(rows), 0).tolist()
-        return self._split(start, self._clock())
+        end, ran = self._clock(), time.thread_time() - ran
+        return self._split(start, end, ran / max(end - start, 1e-9))
 
-    def _split(self, start: float, end: float) -> PassTimes:
+    def _split(self, start: float, end: float, busy: float) -> PassTimes:
         """The ticks before and after every layer as seconds; what passes between two layers goes to the first end."""
         spent: dict[int, list[float]] = {}
         for layer, before, after in zip(self._kept, self._times[::2], self._times[1::2], strict=True):
             spent.setdefault(self._graph.layer_kind[layer], []).append(after - before)
         layers = tuple(sum(spent[kind]) / len(spent[kind]) if measured else None for kind, measured in enumerate(self._measured))
         last = end - self._times[-1]
-        return PassTimes(end - start - last - sum(map(sum, spent.values())), layers, last)
+        return PassTimes(end - start - last - sum(map(sum, spent.values())), layers, last, busy)
 
     def _tick(self, *_: object) -> None:
         self._times.append(self._clock())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 MOST_PASSES = 15  # of one point
 ENOUGH_S = 0.25  # of passes of one point
 FEWEST_PASSES = 3
+LONGEST_S = 1.0  # of passes of one point while other processes disturb them
 SLOW_S = 1.0  # a pass from which on two are enough
 
 
@@ -45,6 +46,11 @@ class Extent:
 
 FULL = Extent((1, 2, 4, 8, 16, 32), (16, 32, 64, 128, 256, 512, 1024), (32, 128, 512, 1024), 2048, 240.0)
 QUICK = Extent((1, 4, 16), (16, 64, 256), (32, 256), 1024, 45.0)
+
+
+def hopeless(seconds: list[float]) -> bool:
+    """Whether passes, quiet or not, have gone on for so long that the machine will not become quiet."""
+    return len(seconds) >= MOST_PASSES or (len(seconds) >= FEWEST_PASSES and sum(seconds) >= LONGEST_S)
 
 
 def enough(seconds: list[float]) -> bool:
