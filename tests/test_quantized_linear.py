@@ -179,3 +179,11 @@ def test_loading_the_kernels_leaves_subnormal_numbers_alone() -> None:
     packed_kernels()
     assert float.fromhex("0x1p-1022") / 2 > 0
     assert float(torch.tensor(2.0**-1022, dtype=torch.float64) / 2) > 0
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("name", ["w3a16", "w4a16", "w8a16", "w8a8"])
+def test_results_are_contiguous_since_strided_ones_make_what_follows_slow(name: str, tokens: int) -> None:
+    linear, _ = loaded(name, 128, 24)
+    prepare_linears(linear)
+    assert linear(torch.randn(tokens, 1, 128).bfloat16()).is_contiguous()

@@ -93,7 +93,7 @@ class QuantizedLinear(nn.Module):
         packed, scale, bits = self.get_buffer("weight_packed"), self.get_buffer("weight_scale"), self.precision.num_bits
         if kernels.is_few(len(x), bits, self.in_features // scale.shape[1], x.dtype):
             y, bias = kernels.product(x, packed, scale, bits), self._buffers["bias"]
-            return (y if bias is None else y + bias).to(x.dtype)
+            return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
         if x.dtype != torch.bfloat16:
             return self._by_definition(x)
         weight = kernels.unpack(packed, scale, bits, _scratch.weight(self.out_features, self.in_features))
