@@ -23,6 +23,7 @@ from llmpq.plan import Plan
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.fixes import Fix, find_fixes
 from llmpq.planning.search import rows_of
+from llmpq.planning.uncut import uncut_notice, uncut_rules
 from llmpq.precision import parse_precisions
 from llmpq.profiling.profile_file import profile_notices, read_profile
 from llmpq.program import Calibration, Program, Request
@@ -106,11 +107,8 @@ def compile(
     program = _plan(source, cluster, workload, given, passes.planning, observe, before)
     planned = time.perf_counter()
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
-    build = {
-        "planning_s": round(planned - started, 3),
-        "versions": library_versions(),
-        "sensitivity": to_json(program.sensitivity),
-    }
+    build: dict[str, Any] = {"planning_s": round(planned - started, 3), "versions": library_versions()}
+    build["sensitivity"] = to_json(program.sensitivity)
     folder = source.directory
 
     def write(planned: Program) -> Program:
@@ -217,6 +215,7 @@ def _start(
         profile=profile,
     )
     graph = layer_graph_of(source)
+    request = replace(request, rules=(*request.rules, *uncut_rules(graph)))
     if workload.kv_len > graph.max_positions:
         raise InputError(
             f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} needs {workload.kv_len} positions; "
@@ -233,7 +232,8 @@ def _start(
     calibration, told = _calibration(source, options) if can_measure else None, None
     if calibration is not None and options.calibration is None:
         told = bundled_text_notice("sensitivity is measured", source.name, "--calibration")
-    return replace(program, calibration=calibration, notices=program.notices + ((told,) if told else ()))
+    notices = tuple(notice for notice in (told, uncut_notice(graph)) if notice)
+    return replace(program, calibration=calibration, notices=program.notices + notices)
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:

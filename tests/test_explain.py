@@ -121,6 +121,18 @@ def test_more_speed_never_costs(explained: Explanation) -> None:
     assert [item.saved_s for item in explained.prices] == sorted((item.saved_s or 0.0 for item in explained.prices), reverse=True)
 
 
+def test_more_of_one_thing_buys_no_more_than_more_of_all(explained: Explanation) -> None:
+    for device in ("CPU:0", "CPU:1"):
+        whole = price(explained, "speed", device).saved_s or 0.0
+        assert all((price(explained, kind, device).saved_s or 0.0) <= whole * 1.01 for kind in ("bandwidth", "compute"))
+
+
+def test_bandwidth_and_arithmetic_of_a_measured_type_have_no_prices_of_their_own() -> None:
+    found = explain(planned(cluster=Cluster.load("1xA100-40")))
+    assert {item.kind for item in found.prices} == {"memory", "speed", "quality"}
+    assert found.bound_by[0] == "speed"
+
+
 def test_alternatives_of_a_layer_are_told_with_what_they_break(tight: Program) -> None:
     subject = Subject.of(tight)
     for layer in range(6):

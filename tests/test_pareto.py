@@ -10,7 +10,7 @@ from llmpq.answers.pareto import ParetoPoint, front, pareto
 from llmpq.errors import InfeasibleError
 from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.program import Program, Target
-from llmpq.workload import Batch
+from llmpq.workload import Batch, Serving
 from tests.command_line import CLUSTER, WORKLOAD
 from tests.conftest import CommandLine
 from tests.random_programs import best_objective
@@ -68,6 +68,16 @@ def test_one_plan_that_is_best_in_both_is_the_whole_front() -> None:
 def test_the_front_drops_what_is_beaten(found: tuple[ParetoPoint, ...]) -> None:
     worse = replace(found[0], sensitivity=found[0].sensitivity + 1e-6, tokens_per_s=found[0].tokens_per_s * 0.9)
     assert front((worse, *found[::-1])) == found
+
+
+def test_the_front_of_serving_goes_from_the_least_loss_to_the_fastest() -> None:
+    plain = program(llama_graph(6, tied=False), two_cpus("1200 KiB", "1200 KiB"), precisions="16,w4a16", target=Target(None))
+    request = replace(plain.request, workload=Serving(1.0, 32, 16))
+    found = pareto(run_passes(replace(plain, request=request), parse_pipeline(PREPARE)))
+    assert len(found) > 1
+    for a, b in pairwise(found):
+        assert a.sensitivity < b.sensitivity and a.tokens_per_s < b.tokens_per_s
+    assert found[-1].tokens_per_s == found[-1].plan.load.tokens_per_s
 
 
 def test_what_fits_at_no_loss_is_infeasible() -> None:

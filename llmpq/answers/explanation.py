@@ -81,9 +81,10 @@ def explain(
 
 
 def _bound_by(prices: tuple[Price, ...]) -> tuple[str, ...]:
-    """Kinds of change that bring something; speed only where nothing tells bandwidth and arithmetic apart."""
-    kinds = tuple(dict.fromkeys(price.kind for price in prices if price.binds))
-    return tuple(kind for kind in kinds if kind != "speed") or kinds
+    """Kinds of change that bring something; speed only of devices whose bandwidth and arithmetic are not told apart."""
+    apart = {price.device for price in prices if price.kind in ("bandwidth", "compute")}
+    binding = (price for price in prices if price.binds and not (price.kind == "speed" and price.device in apart))
+    return tuple(dict.fromkeys(price.kind for price in binding))
 
 
 def _idle(subject: Subject, base: Plan, only: str | None) -> tuple[IdleDevice, ...]:

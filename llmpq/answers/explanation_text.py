@@ -1,10 +1,14 @@
 """Explanation text: an explanation in lines of plain words, at 80 columns where names are short."""
 
-from llmpq.answers.explanation import Explanation
+from typing import TYPE_CHECKING
+
 from llmpq.answers.layers import Alternative, LayerAnswer, NextBest
 from llmpq.answers.prices import Price
 from llmpq.answers.stage_times import Bottleneck, PhaseTime, StageTime
 from llmpq.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from llmpq.answers.explanation import Explanation
 
 BOUND_WORDS = {
     "compute": "arithmetic",
@@ -23,7 +27,7 @@ KIND_WORDS = {
 }
 
 
-def format_explanation(found: Explanation) -> str:
+def format_explanation(found: "Explanation") -> str:
     """All that was asked, a line each."""
     lines = [f"{found.model}: {found.tokens_per_s:.4g} tokens/s, objective {format_seconds(found.objective_s)}"]
     if found.layer is None:

@@ -12,6 +12,7 @@ from llmpq.planning.fit import least_sensitive
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.search import EVERYTHING, Found, search
 from llmpq.program import Program
+from llmpq.solver.problem import evaluate
 
 SLACK = 1e-9  # relative, of the budget that a plan was found with
 
@@ -60,13 +61,13 @@ def pareto(
     told("pareto", 1, points)
     least = least_sensitive(program, EVERYTHING, monotonic() + time_limit_s)
     found: list[tuple[float | None, Found]] = [(None, fastest)]
-    loss = _loss(program, fastest)
-    bottom = loss if least is None else min(loss, _loss(program, least))
+    loss = _loss(fastest)
+    bottom = loss if least is None else min(loss, _loss(least))
     best = _search(program, bottom * (1 + SLACK), (item for _, item in found), time_limit_s)
     gaps: list[_Gap] = []
     if best is not None and bottom < loss:
         found.append((bottom, best))
-        gaps.append(_Gap(_loss(program, best), loss, best.objective, fastest.objective))
+        gaps.append(_Gap(_loss(best), loss, best.objective, fastest.objective))
     while gaps and len(found) < points:
         gap = max(gaps, key=lambda item: item.area)
         gaps.remove(gap)
@@ -76,7 +77,7 @@ def pareto(
         if middle is None:
             continue
         found.append((budget, middle))
-        gaps += _halves(gap, budget, _loss(program, middle), middle.objective)
+        gaps += _halves(gap, budget, _loss(middle), middle.objective)
     return front(tuple(_point(program, budget, item) for budget, item in found))
 
 
@@ -105,8 +106,8 @@ def _search(program: Program, budget: float | None, known: Iterable[Found], time
         return None
 
 
-def _loss(program: Program, found: Found) -> float:
-    return _plan(program, None, found).quality.sensitivity
+def _loss(found: Found) -> float:
+    return evaluate(found.problem, found.assignment).sensitivity
 
 
 def _plan(program: Program, budget: float | None, found: Found) -> Plan:

@@ -6,12 +6,15 @@ from math import log1p
 from typing import Literal
 
 from llmpq.answers.subject import GAP, Subject
+from llmpq.costs.latency import latency_provenance
 from llmpq.errors import TimeLimitError
 from llmpq.hardware.cluster import Cluster, Device
+from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.link import Link
 from llmpq.plan import Plan
 from llmpq.planning.joint import costed
 from llmpq.planning.orders import identical_devices
+from llmpq.planning.robust import Choice, choice_of
 from llmpq.program import Program
 from llmpq.units import format_bytes
 
@@ -56,17 +59,20 @@ def shadow_prices(subject: Subject, base: Plan, device: str | None = None) -> tu
 
     Gains below the gap of the searches are nothing. Identical devices have one price, that of the first.
     """
-    found = [_priced(subject, base, change) for change in _changes(subject, device)]
+    known: dict[Choice, None] = {choice_of(subject.program, base): None}  # so that what is better for one change helps the next
+    found = [_priced(subject, base, change, known) for change in _changes(subject, device)]
     return tuple(sorted(found, key=lambda price: -(price.saved_s or 0.0)))
 
 
-def _priced(subject: Subject, base: Plan, change: _Change) -> Price:
+def _priced(subject: Subject, base: Plan, change: _Change, known: dict[Choice, None]) -> Price:
+    """The price of one change; the plan found is added to those known."""
     try:
-        plan = subject.solved(change.program, change.budget)
+        plan = subject.solved(change.program, change.budget, known)
     except TimeLimitError:
         plan = None
     if plan is None:
         return Price(change.kind, change.device, change.words, None, None, False)
+    known[choice_of(change.program, plan)] = None
     before, after = base.optimality.objective, plan.optimality.objective
     saved = before - after if before - after > GAP * before else 0.0
     more = plan.tokens_per_s - base.tokens_per_s if saved else 0.0
@@ -100,16 +106,16 @@ def _device_changes(program: Program, device: Device) -> Iterator[_Change]:
     yield _Change("memory", device.name, f"{format_bytes(extra)} more", _with_device(program, larger))
     faster = costed(_with_device(program, replace(device, speed=device.speed * FASTER)))
     yield _Change("speed", device.name, "10 % faster in all", faster)
-    kind = device.type
+    request, kind = program.request, device.type
+    if latency_provenance((device,), request.precisions, request.engine, program.graph, request.profile) != "roofline":
+        return  # measurements do not tell the two apart, and another type would not be the one measured
     flops = tuple((dtype, rate * FASTER) for dtype, rate in kind.flops)
-    types = {
+    types: dict[PriceKind, tuple[str, DeviceType]] = {
         "bandwidth": ("10 % more bandwidth", replace(kind, bandwidth_bytes_per_s=kind.bandwidth_bytes_per_s * FASTER)),
         "compute": ("10 % more arithmetic", replace(kind, flops=flops)),
     }
     for name, (words, changed) in types.items():
-        again = costed(_with_device(program, replace(device, type=changed)))
-        if again.costs != program.costs:  # a table of measurements does not tell the two apart
-            yield _Change(name, device.name, words, again)  # type: ignore[arg-type]
+        yield _Change(name, device.name, words, costed(_with_device(program, replace(device, type=changed))))
 
 
 def _with_device(program: Program, changed: Device) -> Program:

@@ -10,7 +10,7 @@ from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
 from llmpq.planning.joint import costed
 from llmpq.planning.make_plan import make_plan
-from llmpq.planning.robust import choice_of
+from llmpq.planning.robust import Choice, choice_of
 from llmpq.planning.search import search
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
@@ -48,15 +48,16 @@ class Subject:
     def evaluation(self) -> Evaluation:
         return evaluate(self.problem, self.assignment)
 
-    def solved(self, program: Program | None = None, budget: float | None = None) -> Plan | None:
+    def solved(self, program: Program | None = None, budget: float | None = None, known: Iterable[Choice] = ()) -> Plan | None:
         """The best plan of a changed program (by default its own) within a budget (by default the plan's); None: there is none.
 
-        The plan itself is what the search begins with. Raises TimeLimitError when nothing was found in time.
+        The search begins with the plan itself and those known. Raises TimeLimitError when nothing was found in time.
         """
         changed = self.program if program is None else program
         kept = self.plan.quality.budget if budget is None else budget
-        start = (self.candidate, build_problem(changed, self.candidate, kept), self.assignment)
-        found = search(changed, kept, starts=(start,), gap=GAP, deadline=monotonic() + self.time_limit_s)
+        choices = dict.fromkeys(((self.candidate, self.assignment), *known))
+        starts = [(candidate, build_problem(changed, candidate, kept), assignment) for candidate, assignment in choices]
+        found = search(changed, kept, starts=starts, gap=GAP, deadline=monotonic() + self.time_limit_s)
         if found is None:
             return None
         optimality = Optimality(found.objective, found.bound, found.proven, "exact search")
