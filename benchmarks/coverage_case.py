@@ -21,7 +21,7 @@ from llmpq.checkpoint.shards import write_shards
 from llmpq.compiled import load
 from llmpq.errors import LlmpqError
 from llmpq.frontend.layer_graph import layer_graph
-from llmpq.frontend.traceable import require_traceable
+from llmpq.frontend.traceable import is_encoder, require_traceable
 from llmpq.frontend.tracing import trace
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
@@ -142,14 +142,15 @@ def _eager(model: PreTrainedModel, inputs: list[Call], cache: Any, with_position
     from llmpq.frontend.traceable import parameters_of_forward
     from llmpq.frontend.tracing import first_position
 
+    if is_encoder(model):  # keeps no cache: the whole sequence again at every step
+        inputs, cache = whole(inputs), None
     takes = with_positions and "position_ids" in parameters_of_forward(model)
     shift = first_position(model)
     return [
         model(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
+            **({} if cache is None else {"past_key_values": cache, "use_cache": True}),
             **({"position_ids": positions + shift} if takes else {}),
         ).logits
         for ids, mask, positions in inputs
@@ -161,14 +162,26 @@ def _run(modules: list[fx.GraphModule], graph: LayerGraph, inputs: list[Call]) -
     layers = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
     cache = KvCache(layers, ROWS, PROMPT + STEPS, torch.float32)
     logits = []
+    if not graph.generates:
+        inputs = whole(inputs)
     for x, mask, positions in inputs:
         tokens = x.shape[1]
         value = x
         for module in modules:
             value = module(value, mask, positions, cache)
-        cache.advance(tokens)
+        if graph.generates:
+            cache.advance(tokens)
         logits.append(value)
     return logits
+
+
+def whole(inputs: list[Call]) -> list[Call]:
+    """The same steps with everything before them instead of a cache."""
+    made: list[Call] = []
+    for ids, mask, _ in inputs:
+        before = made[-1][0] if made else ids[:, :0]
+        made.append((torch.cat([before, ids], dim=1), mask, (mask.cumsum(-1) - 1).clamp(min=0)))
+    return made
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> str:
@@ -205,15 +218,15 @@ def _plan(graph: LayerGraph) -> Plan:
     options = tuple(
         "w8a16" if graph.kind_of(layer).is_quantizable and next(turns) % 2 == 0 else "16" for layer in range(graph.num_layers)
     )
-    cluster = Cluster.load("2xCPU")
+    cluster, stages = Cluster.load("2xCPU"), _stages(graph, options)
     return Plan(
         model=graph.model,
         compute_dtype="float32",
         workload=Batch(batch_size=ROWS, prompt_len=PROMPT, gen_len=STEPS + 1),
         cluster=cluster,
-        pipelines=(Pipeline(_stages(graph, options), ROWS, ROWS),),
+        pipelines=(Pipeline(stages, ROWS, ROWS),),
         prediction=Prediction(
-            1.0, 1.0, tuple(DeviceMemory(d.name, 0, 0, 0, 0, 0, d.capacity_bytes) for d in cluster.devices), "none"
+            1.0, 1.0, tuple(DeviceMemory(d.name, 0, 0, 0, 0, 0, d.capacity_bytes) for d in cluster.devices[: len(stages)]), "none"
         ),
         quality=Quality(0.0, None, "none"),
         optimality=Optimality(2.0, None, False, "by hand"),

@@ -118,6 +118,7 @@ class LayerGraph:
     in `last`; a last stage elsewhere holds a copy of it.
 
     uncut: layers that must run where the one before them runs, because more than the hidden state passes between the two.
+    everywhere: parameters of `first` that every stage holds, because its layers read what is made of them (tables of angles).
     first_ops, last_ops: the operators that make the hidden state, and the logits from it; shared_ops: masks, positions, rotary
     values, made once in every stage for all its layers.
     """
@@ -138,6 +139,7 @@ class LayerGraph:
     shared_ops: OpGraph = NO_OPS
     last_ops: OpGraph = NO_OPS
     uncut: tuple[int, ...] = ()
+    everywhere: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -164,5 +166,5 @@ class LayerGraph:
     def last_bytes(self, with_first: bool) -> int:
         """Bytes of norm and head; a tied head costs nothing on the device that also holds the embedding."""
         own = sum(parameter.size for parameter in self.last)
-        copied = [p.size for p in self.first if p.name == self.tied_head] if not with_first else []
+        copied = [p.size for p in self.first if p.name in (self.tied_head, *self.everywhere)] if not with_first else []
         return (own + sum(copied)) * FLOAT_BYTES

@@ -61,7 +61,8 @@ def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[
             for layer in stage.layers
             for name in by_layer[layer]
         ]
-        placed.append([*(first if stage is plan.stages[0] else ()), *own, *(last if stage is plan.stages[-1] else ())])
+        begins = first if stage is plan.stages[0] else [_own(sources, name, graph) for name in graph.everywhere]
+        placed.append([*begins, *own, *(last if stage is plan.stages[-1] else ())])
     _require_all(precisions, placed, graph)
     _warn_of_others(sources, placed, graph)
     return tuple(tuple(stage) for stage in placed)

@@ -12,7 +12,7 @@ from llmpq.frontend.layer_linears import linears_of
 from llmpq.frontend.layer_ops import LayerFacts, ModelOps, model_ops
 from llmpq.frontend.tracing import decoder_layers, first_position
 from llmpq.fx.cuts import uncut_layers
-from llmpq.fx.graphs import downstream, placeholders
+from llmpq.fx.graphs import asks_shape_only, downstream, from_ids, placeholders
 from llmpq.fx.ops import attention_mask
 from llmpq.graph import Attention, LayerGraph, LayerKind, Parameter
 from llmpq.op_graph import OpGraph
@@ -32,6 +32,7 @@ def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGra
     recorded = model_ops(traced, kinds)
     firsts = {kind: next(path for path, found in kinds.items() if found == kind) for kind in recorded.kinds}
     first, last = _ends(model, traced, frozenset(layers))
+    everywhere = tuple(name for name in _cloned(model, traced, frozenset(layers)) if name in first)
     head = _head(model, traced, downstream(traced.graph, frozenset(layers)))
     config = _text_config(model)
     shared = {id(parameter): found for found, parameter in first.items()}
@@ -51,8 +52,16 @@ def layer_graph(model: nn.Module, traced: fx.GraphModule, name: str) -> LayerGra
         first_ops=recorded.first,
         shared_ops=recorded.shared,
         last_ops=recorded.last,
-        uncut=uncut_layers(traced.graph, model, tuple(layers)),
+        everywhere=everywhere,
+        uncut=_uncut(model, traced, tuple(layers), recorded),
     )
+
+
+def _uncut(model: nn.Module, traced: fx.GraphModule, layers: tuple[str, ...], recorded: ModelOps) -> tuple[int, ...]:
+    """Layers that no stage can begin with; all of them where the hidden state is more than [batch, tokens, hidden_size]."""
+    if any(facts.hidden_rank != 3 for facts in recorded.facts.values()):
+        return tuple(range(1, len(layers)))
+    return uncut_layers(traced.graph, model, layers)
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -127,9 +136,21 @@ def _ends(
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target not in layers:
             (last if node in behind else first).update(model.get_submodule(node.target).named_parameters(prefix=node.target))
-        elif node.op == "get_attr" and node.target in parameters:
+        elif node.op == "get_attr" and node.target in parameters and not asks_shape_only(node):
             (last if behind.issuperset(node.users) else first)[node.target] = parameters[node.target]
     return first, {name: parameter for name, parameter in last.items() if name not in first}
+
+
+def _cloned(model: nn.Module, traced: fx.GraphModule, layers: frozenset[str]) -> Iterator[str]:
+    """Names of parameters of what no layer feeds and layers read beside the hidden state, which every stage makes again."""
+    behind = downstream(traced.graph, layers)
+    by_value = from_ids(traced.graph, model, behind)
+    parameters = dict(model.named_parameters())
+    queue = [source for node in behind for source in node.all_input_nodes if source not in behind | by_value]
+    for node in queue:
+        queue.extend(source for source in node.all_input_nodes if source not in by_value and source not in queue)
+    targets = {str(node.target) for node in queue if node.op in ("call_module", "get_attr")}
+    yield from (name for name in parameters if name in targets or name.rpartition(".")[0] in targets)
 
 
 def _head(model: nn.Module, traced: fx.GraphModule, behind: set[fx.Node]) -> str:

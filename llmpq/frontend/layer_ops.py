@@ -29,7 +29,7 @@ class LayerFacts:
 
     replaceable: paths of linear modules that another module can stand for
     num_kv_heads, head_dim, value_dim, index_dim: what it writes to the cache of each token; no heads where it has no cache
-    hidden_size: of its result
+    hidden_size, hidden_rank: of its result; rank 3 is [batch, tokens, hidden_size]
     """
 
     replaceable: frozenset[str]
@@ -38,6 +38,7 @@ class LayerFacts:
     value_dim: int
     index_dim: int
     hidden_size: int
+    hidden_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class _OpInterpreter(fx.Interpreter):
             raise TraceError(f"layer {target} wrote the KV cache {times} times; expected once (attention layers only)")
         written = cache.written[0] if times else (0, 0, 0)
         hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-        self._facts[kind] = LayerFacts(calls.replaceable, *written, cache.index_dim, int(hidden.shape[-1]))
+        self._facts[kind] = LayerFacts(calls.replaceable, *written, cache.index_dim, int(hidden.shape[-1]), hidden.ndim)
 
     def _call(self, target: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -80,7 +80,7 @@ class LeafTracer(fx.Tracer):
             self._computing = before
 
     def create_arg(self, a: Any) -> Any:
-        """An empty mapping of a class of its own, where layers put what later ones read, is a node; numpy's numbers are Python's."""
+        """An empty mapping of its own class, where layers put what later ones read, is a node; numpy's numbers are Python's."""
         if isinstance(a, Mapping) and not isinstance(a, dict) and not a:
             return self._place(a).node
         return super().create_arg(a.item() if isinstance(a, numpy.generic) else a)

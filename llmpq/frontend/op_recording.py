@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import FloorDiv
 
 from llmpq.errors import TraceError
+from llmpq.fx.example_calls import CHECKS
 from llmpq.op_graph import Size
 
 COMPUTE_DTYPE = torch.bfloat16
@@ -81,12 +82,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # so that ids stay distinct
         self._stand_ins: dict[Tensor, Tensor] = {}
+        self._checks: dict[int, Tensor] = {}  # whether all values are in order: taken to hold
         self.parameters: set[Value] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
         if name == "aten::_local_scalar_dense":
-            return _no_value(args[0])
+            return id(args[0]) in self._checks or _no_value(args[0])
         given = [*args, *(kwargs or {}).values()]
         if name == "aten::nonzero":
             return self._chosen(args[0])
@@ -98,6 +100,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _PRODUCTS:
             args = self._alike(args)
         out = self._added_product(args) if name == "aten::baddbmm" else func(*args, **(kwargs or {}))
+        if name in CHECKS:
+            self._checks[id(out)] = out
         if not name.startswith(_SILENT):
             outputs = tuple(self._renewed(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
             self.current.append(Record(name.removeprefix("aten::"), tuple(args), inputs, outputs))

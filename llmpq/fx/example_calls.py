@@ -15,6 +15,7 @@ from llmpq.fx import ops
 from llmpq.fx.modules import experts_by_shape
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError)
+CHECKS = ("aten::all", "aten::_is_all_true")
 _WITHOUT_RESULT = object()
 
 
@@ -186,12 +187,19 @@ class _Place(dict[Any, Any]):
 
 
 class _NoValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside a module a branch on a value sees zero: what it returns has the same shape either way."""
+    """Inside a module a branch on a value sees zero, a check of all values that it holds; the result has the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._checks: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return args[0].dtype.is_floating_point and 0.0
-        return func(*args, **(kwargs or {}))
+            return id(args[0]) in self._checks or (args[0].dtype.is_floating_point and 0.0)
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name in CHECKS:
+            self._checks[id(out)] = out
+        return out
 
 
 class _Reads(_NoValues):  # type: ignore[no-untyped-call]

@@ -61,6 +61,11 @@ def downstream(graph: fx.Graph, targets: frozenset[str]) -> set[fx.Node]:
     return found
 
 
+def asks_shape_only(node: fx.Node) -> bool:
+    """Whether everybody who uses the node asks for shape, dtype or device."""
+    return all(user.target is getattr and user.args[1] in SHAPE_QUESTIONS for user in node.users)
+
+
 def reads_shape_only(source: fx.Node, user: fx.Node, calls: ExampleCalls) -> bool:
     """Whether `user` takes only shape, dtype and device from the ids or hidden state `source`.
 
