@@ -239,6 +239,15 @@ def test_the_speed_that_would_fit_makes_the_prediction_the_measurement(validatio
         assert predicted * given / fitting == pytest.approx(sum(w * row.measured for w, row in zip(weights, own)))
 
 
+def test_a_tied_head_on_one_device_is_held_once(cli: CommandLine, tmp_path: Path) -> None:
+    out, workload = tmp_path / "out", ("--batch-size", "1", "--prompt-len", "4", "--gen-len", "2")
+    quick = ("--indicator", "prior", "--quantizer", "rtn", "--no-quality-check", "--precisions", "w4a16", "--theta", "0")
+    assert cli("compile", "demo", "-c", "1xCPU", *workload, *quick, "-o", out).code == 0
+    weights, cache = (row for row in validate(load(out)).rows if row.unit == "bytes")
+    assert weights.measured == weights.predicted > 0
+    assert cache.measured == cache.predicted > 0
+
+
 @pytest.mark.usefixtures("tiny_grid")
 def test_validate_writes_a_profile_that_predicts_what_it_measured(
     cli: CommandLine, subject: Subject, mixed_out: Path, tmp_path: Path

@@ -67,6 +67,7 @@ class Probe:
         prepare_linears(module)
         self._clock = clock if subject.device.type == "cpu" else synchronized(clock)
         self._times: list[float] = []
+        self._decoded: tuple[int, int] | None = None  # sequences and positions of the cache that is there
         for layer in self._kept:
             found = module.get_submodule(graph.layer_names[layer])
             found.register_forward_pre_hook(self._tick)
@@ -79,7 +80,9 @@ class Probe:
         decode = tokens == 1
         prompt = context - 1 if decode else tokens
         batch = make_batch([prompt] * rows, 0, rows, rows, 2 if decode else 1)
-        self._stage.begin(batch, keeps_cache=True)
+        if not decode or self._decoded != (rows, context):
+            self._stage.begin(batch, keeps_cache=True)  # a run decodes into memory that prefill has touched, so not anew
+        self._decoded = (rows, context) if decode else None
         if decode:
             self._stage.assume_filled(0, prompt)
         self._times = []

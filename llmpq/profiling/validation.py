@@ -151,7 +151,9 @@ class _TimedWorker(Worker):
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the weights that a stage holds, tied ones once, codes in a kernel's own layout included."""
     state = module.state_dict(keep_vars=True)
-    held: dict[int, int] = {id(tensor): tensor.nbytes for name, tensor in state.items() if not name.endswith("weight_shape")}
+    held: dict[int, int] = {
+        tensor.data_ptr(): tensor.nbytes for name, tensor in state.items() if not name.endswith("weight_shape")
+    }
     return sum(held.values()) + sum(linear.prepacked_bytes for linear in _linears(module))
 
 
