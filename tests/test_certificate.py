@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from llmpq.commands.solve import command
 from llmpq.errors import CertificateError, InputError
-from llmpq.solver.certificate.boxes import undominated
 from llmpq.solver.certificate.build import certify
 from llmpq.solver.certificate.check import check_certificate, check_cover
+from llmpq.solver.certificate.front import undominated
 from llmpq.solver.certificate.incumbent import objective, refusal
 from llmpq.solver.certificate.layers import LayerBound
 from llmpq.solver.certificate.scaled import Scaled

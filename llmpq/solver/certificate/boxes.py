@@ -1,9 +1,10 @@
 """StageBox: the stages of a box of slowest stages, their weak dual, and every path of them below a cutoff."""
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from llmpq.solver.certificate.front import undominated
 from llmpq.solver.certificate.layers import LayerCosts
 from llmpq.solver.certificate.scaled import Scaled
 from llmpq.solver.certificate.stages import Stage
@@ -169,21 +170,3 @@ class PathWalk:
             and path[1] + slow < self.cutoff
             and (budget is None or path[2] + nats <= budget)
         )
-
-
-def undominated(paths: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """By work, slow and sensitivity: a staircase of (slow, sensitivity) grows as work does."""
-    kept, stairs = [], list[tuple[int, int]]()
-    for path in sorted(paths):
-        slow, nats = path[1], path[2]
-        at = bisect_right(stairs, slow, key=_slow)
-        if at and stairs[at - 1][1] <= nats:
-            continue
-        while at < len(stairs) and stairs[at][1] >= nats:
-            del stairs[at]
-        insort(stairs, (slow, nats))
-        kept.append(path)
-    return kept
-
-
-_slow: Callable[[tuple[int, int]], int] = lambda step: step[0]  # noqa: E731

@@ -1,8 +1,10 @@
 """StageList: every stage that an assignment below a cutoff may contain, found by label setting over integers."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
+from llmpq.solver.certificate.front import undominated
 from llmpq.solver.certificate.layers import LayerBound
 from llmpq.solver.certificate.scaled import Scaled
 from llmpq.solver.certificate.weights import Weights, below
@@ -81,7 +83,8 @@ class StageLister:
         if rest is None:
             return []
         scaled, kind, room = self.scaled, self.scaled.kind[i], self.cutoff - rest
-        high, capacity = self.weights.high, scaled.capacity[j]
+        most_prefill, most_decode = (inf if high is None else high for high in self.weights.high)
+        capacity = scaled.capacity[j]
         options = [
             (c, p, d, s, loss, m)
             for c, p, d, m, s, loss in zip(
@@ -95,15 +98,14 @@ class StageLister:
             if c is not None and p is not None and d is not None and m is not None
         ]
         found: dict[tuple[int, int, int], Label] = {}
-        for label in labels:
-            for option in options:
-                new = Label(*(x + y for x, y in zip(label, option)))
-                if new.cost >= room or new.bytes > capacity or not (below(new.prefill, high[0]) and below(new.decode, high[1])):
+        for cost, prefill, decode, sensitivity, loss, held in labels:
+            for c, p, d, s, x, m in options:
+                if cost + c >= room or held + m > capacity or prefill + p >= most_prefill or decode + d >= most_decode:
                     continue
-                key = (new.prefill, new.decode, new.bytes)
+                key = (prefill + p, decode + d, held + m)
                 old = found.get(key)
-                if old is None or new.sensitivity < old.sensitivity:
-                    found[key] = new
+                if old is None or sensitivity + s < old.sensitivity:
+                    found[key] = Label(cost + c, key[0], key[1], sensitivity + s, loss + x, key[2])
         return list(found.values())
 
     def _closed(self, labels: list[Label], j: int, a: int, e: int, found: list[Stage]) -> None:
@@ -113,42 +115,40 @@ class StageLister:
             return
         ended = e == scaled.layers
         last = [row[j] if ended else 0 for row in scaled.last]
-        shown: list[Label] = []
+        memory, capacity = self.weights.memory[j], scaled.capacity[j]
+        fitting = []
         for label in labels:
-            held = label.bytes + last[2]
-            cost = label.cost + self.weights.memory[j] * (scaled.capacity[j] - label.bytes)
-            cost -= self.weights.memory[j] * last[2] if ended else 0
-            if held > scaled.capacity[j] or cost + closing >= self.cutoff or any(_no_worse(old, label) for old in shown):
-                continue
-            shown.append(label)
-            self._emit(label._replace(cost=cost, prefill=label.prefill + last[0], decode=label.decode + last[1]), j, a, e, found)
+            cost = label.cost + memory * (capacity - label.bytes - last[2])
+            if label.bytes + last[2] <= capacity and cost + closing < self.cutoff:
+                fitting.append((label.prefill + last[0], label.decode + last[1], label.sensitivity, label.loss, cost))
+        for row in undominated(fitting):
+            self._emit(row, j, a, e, found)
 
-    def _emit(self, stage: Label, j: int, a: int, e: int, found: list[Stage]) -> None:
+    def _emit(self, ended: tuple[int, int, int, int, int], j: int, a: int, e: int, found: list[Stage]) -> None:
+        """Prefill, decode, sensitivity, loss, cost: with the link to every device that may follow, or to the first."""
         scaled, costs, width = self.scaled, self.bound.costs, self.scaled.layers + 1
-        ended, high = e == scaled.layers, self.weights.high
-        for k in (scaled.devices,) if ended else range(j + 1, scaled.devices):
-            arc = costs.ending(j) if ended else costs.arc(j, k)
-            rest = 0 if ended else self.bound.after[k][e]
-            if arc is None or rest is None or stage.cost + arc + rest >= self.cutoff:
+        last, high = e == scaled.layers, self.weights.high
+        for k in (scaled.devices,) if last else range(j + 1, scaled.devices):
+            arc = costs.ending(j) if last else costs.arc(j, k)
+            rest = 0 if last else self.bound.after[k][e]
+            if arc is None or rest is None or ended[4] + arc + rest >= self.cutoff:
                 continue
-            prefill = 0 if ended else scaled.link_prefill[j][k]
-            decode = scaled.link_decode[j][costs.first if ended else k]
+            prefill, decode = 0 if last else scaled.link_prefill[j][k], scaled.link_decode[j][costs.first if last else k]
             join = max if scaled.overlap else int.__add__
-            slow = join(stage.prefill, prefill), join(stage.decode, decode)
+            slow = join(ended[0], prefill), join(ended[1], decode)
             if below(slow[0], high[0]) and below(slow[1], high[1]):
-                ends = j * width + a, scaled.devices * width if ended else k * width + e
-                seconds = stage.prefill + prefill, stage.decode + decode
-                found.append(Stage(*ends, j, *seconds, *slow, stage.sensitivity, stage.loss))
+                stop = scaled.devices * width if last else k * width + e
+                found.append(Stage(j * width + a, stop, j, ended[0] + prefill, ended[1] + decode, *slow, ended[2], ended[3]))
 
 
 def _undominated(labels: list[Label]) -> list[Label]:
     """Without those that one of the cheapest is no worse than in seconds, sensitivity and bytes."""
     kept: list[Label] = []
     for label in sorted(labels):
-        if not any(old.bytes <= label.bytes and _no_worse(old, label) for old in kept[:COMPARED]):
+        _, prefill, decode, sensitivity, _, held = label
+        for _, p, d, s, _, m in kept[:COMPARED]:
+            if p <= prefill and d <= decode and s <= sensitivity and m <= held:
+                break
+        else:
             kept.append(label)
     return kept
-
-
-def _no_worse(old: Label, label: Label) -> bool:
-    return old.prefill <= label.prefill and old.decode <= label.decode and old.sensitivity <= label.sensitivity
