@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmpq.commands.solve import command
 from llmpq.errors import CertificateError, InputError
@@ -250,6 +252,16 @@ def test_boxes_that_leave_a_hole_do_not_cover() -> None:
             check_cover(scaled, start(*boxes), "start")
 
 
+@given(st.lists(st.tuples(*[st.integers(0, 4)] * 4), max_size=30))
+def test_the_front_is_that_of_comparing_every_pair(rows: list[tuple[int, int, int, int]]) -> None:
+    front = undominated(rows)
+    assert front == sorted(front) and set(front) <= set(rows)
+    for row in rows:
+        assert any(all(x <= y for x, y in zip(kept[:3], row[:3])) for kept in front)
+    for kept in front:
+        assert not any(other[:3] != kept[:3] and all(x <= y for x, y in zip(other[:3], kept[:3])) for other in rows)
+
+
 def test_only_paths_that_no_other_is_no_worse_than_are_kept() -> None:
     paths = [(1, 5, 5, 0), (2, 4, 6, 0), (2, 6, 4, 0), (3, 5, 5, 0), (3, 4, 6, 0), (4, 3, 3, 0), (5, 4, 4, 0)]
     assert undominated(paths) == [(1, 5, 5, 0), (2, 4, 6, 0), (2, 6, 4, 0), (4, 3, 3, 0)]
@@ -282,6 +294,8 @@ def test_the_command_writes_a_certificate_and_checks_it(tmp_path: Path) -> None:
     checked = CliRunner().invoke(command, [problem, "--check", str(path)])
     assert checked.exception is None and checked.stdout.startswith("proven: no assignment is below ")
     path.write_text(path.read_text().replace('"objective":', '"objective":1'))
+    both = CliRunner().invoke(command, [problem, "--check", str(path), "--certificate", str(path)])
+    assert both.exit_code == 2 and "give one of them" in both.output
     refused = CliRunner().invoke(command, [problem, "--check", str(path)])
     assert isinstance(refused.exception, CertificateError) and refused.exception.exit_code == 1
 

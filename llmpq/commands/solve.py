@@ -29,19 +29,22 @@ def command(problem_file: Path, gap: float, time_limit: float | None, certificat
     from llmpq.solver.solve import solve
 
     problem = load_problem(problem_file)
+    if checked is not None and certificate is not None:
+        raise click.UsageError("--certificate writes a file and --check reads one; give one of them")
     if checked is not None:
         click.echo(_proof(problem, checked))
         return
     solution = solve(problem, gap=gap if certificate is None else gap * CLOSER, time_limit_s=time_limit)
-    if certificate is not None and solution.assignment is not None:
-        solution = replace(solution, proven=solution.gap is not None and solution.gap <= gap)
-        click.echo(_certify(problem, solution, gap, certificate), err=True)
+    if certificate is not None:
+        solution = replace(solution, proven=solution.proven or (solution.gap is not None and solution.gap <= gap))
     reasons = _reasons(problem) if solution.status == "infeasible" else ()
     click.echo(json.dumps(result(problem, solution, reasons)))
     if solution.status == "infeasible":
         raise InfeasibleError(reasons)
     if solution.assignment is None:
         raise TimeLimitError(f"no assignment was found within {time_limit:g} s; give more with --time-limit")
+    if certificate is not None:
+        click.echo(_certify(problem, solution, gap, certificate), err=True)
 
 
 def _proof(problem: Problem, path: Path) -> str:

@@ -15,6 +15,7 @@ def undominated(rows: list[Row]) -> list[Row]:
         at = bisect_right(stairs, second, key=lambda step: step[0])
         if at and stairs[at - 1][1] <= third:
             continue
+        at -= at > 0 and stairs[at - 1][0] == second
         while at < len(stairs) and stairs[at][1] >= third:
             del stairs[at]
         insort(stairs, (second, third))
