@@ -159,10 +159,34 @@ def test_canonical_text_of_a_recorded_layer(golden: Golden) -> None:
     golden("ops_mixtral.txt", format_op_graph(recorded("mixtral")[0].kinds[0]))
 
 
-def test_a_choice_among_values_cannot_be_recorded_and_is_named() -> None:
+class _Chosen(nn.Module):
+    """What `inner` makes of the tokens that a mask chooses."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out, rows = torch.zeros_like(hidden), hidden.sum(-1) > 0
+        out[rows] = self.inner(hidden[rows])
+        return out
+
+
+def test_of_tokens_that_values_choose_all_are_counted() -> None:
+    flops = []
+    for wrap in (lambda mlp: mlp, _Chosen):
+        model: Any = build_model(config_of("llama"))
+        for layer in model.model.layers:
+            layer.mlp = wrap(layer.mlp)
+        traced = trace(model)
+        flops.append(model_ops(traced, kinds_of_layers(traced, decoder_layers(model))).kinds[0].flops)
+    assert flops[0] == flops[1]
+
+
+def test_a_result_whose_shape_values_decide_is_refused() -> None:
     model = build_model(config_of("llama"))
     mlp: Any = model.model.layers[0].mlp
     mlp.forward = lambda hidden: hidden[hidden.sum(-1).nonzero(as_tuple=True)]
     traced = trace(model)
-    with pytest.raises(TraceError, match="as many results as values decide"):
+    with pytest.raises(TraceError, match="cannot be run on shapes alone"):
         model_ops(traced, kinds_of_layers(traced, decoder_layers(model)))

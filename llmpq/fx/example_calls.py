@@ -117,13 +117,13 @@ class _Call:
             return self._stand_in(found) if isinstance(found, Tensor) else found
         if node.op == "call_module":
             self.running = node
-            with _NoValues():  # type: ignore[no-untyped-call]
+            with _NoValues():
                 return self._call_module(node, args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         function: Any = node.target
         if function is ops.attention_mask:
-            with _NoValues():  # type: ignore[no-untyped-call]
+            with _NoValues():
                 return function(*args, **kwargs)
         return _Place(self) if function is ops.shared_states else function(*args, **kwargs)
 
@@ -190,7 +190,7 @@ class _NoValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside a module a branch on a value sees zero, a check of all values that it holds; the result has the same shape."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._checks: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,7 +206,7 @@ class _Reads(_NoValues):  # type: ignore[no-untyped-call]
     """Notes whether an operator takes the contents of `given`; the likes of zeros_like take its shape."""
 
     def __init__(self, given: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._given = given
         self.found = False
 
