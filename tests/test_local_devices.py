@@ -39,6 +39,7 @@ def test_cards_become_devices_with_their_real_memory(monkeypatch: pytest.MonkeyP
 def test_without_a_card_the_cpu_is_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_cards(monkeypatch)
     cluster = Cluster.discover()
+    assert Cluster.load("local") == cluster
     assert [device.name for device in cluster.devices] == ["CPU:0"]
     assert 0 < cluster.devices[0].capacity_bytes < cluster.devices[0].memory_bytes
     assert "no card was found" in cluster.notices[0]

@@ -57,7 +57,9 @@ class Cluster:
 
     @classmethod
     def load(cls, spec: str | Path) -> "Cluster":
-        """A path to a .yaml file, or a short string such as "3xT4,1xV100-32"."""
+        """A path to a .yaml file, a short string such as "3xT4,1xV100-32", or "local": the devices of this machine."""
+        if isinstance(spec, str) and spec.strip().casefold() == "local":
+            return cls.discover()
         if isinstance(spec, Path) or spec.strip().casefold().endswith((".yaml", ".yml")):
             return cls.from_yaml(_read(Path(spec)), str(spec))
         return cls._from_spec(parse_short(spec))
