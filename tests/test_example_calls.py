@@ -14,6 +14,7 @@ class Angles(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.ones(4))
+        self.frequencies: Tensor
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
         return (position_ids[..., None] * self.frequencies).cos().to(x.dtype)
@@ -28,11 +29,13 @@ class Model(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         hidden = self.embedding(input_ids)
         takes = (hidden, position_ids) if isinstance(self.between, Angles) else (hidden,)
-        return self.between(*takes)
+        found: Tensor = self.between(*takes)
+        return found
 
 
 def node_of(module: fx.GraphModule, target: str) -> fx.Node:
-    return next(node for node in module.graph.nodes if node.target == target)
+    found: fx.Node = next(node for node in module.graph.nodes if node.target == target)
+    return found
 
 
 @pytest.mark.parametrize(

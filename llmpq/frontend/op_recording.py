@@ -89,13 +89,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name
         if name == "aten::_local_scalar_dense":
             return id(args[0]) in self._checks or _no_value(args[0])
-        given = [*args, *(kwargs or {}).values()]
         if name == "aten::nonzero":
             return self._chosen(args[0])
         if name in _MASKED and any(_is_mask(index) for index in args[1]):
-            return func(args[0], self._as_positions(args[1]), *args[2:], **(kwargs or {}))
+            args = (args[0], self._as_positions(args[1]), *args[2:])
         if name == "aten::split_with_sizes":
             args = (args[0], _all_in_one(args[0], *args[1:]), *args[2:])
+        given = [*args, *(kwargs or {}).values()]
         inputs = () if name.endswith(_UNREAD) or name.startswith("aten::new_") else self._all(given)
         if name in _PRODUCTS:
             args = self._alike(args)
