@@ -1,4 +1,4 @@
-"""StageList: every stage that an assignment below a cutoff may contain, found by label setting over integers."""
+"""StageLister: every stage that an assignment below a cutoff may contain, found by label setting over integers."""
 
 from dataclasses import dataclass
 from math import inf
