@@ -23,6 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
 PAGE = ROOT / "docs" / "coverage.md"
 LIMIT_S = 120
 STATE_SPACE = "state-space"
+UNCUT = "one device only"
 STEPS = ("prefill", "decode", "left_padded", "two_stages", "compiled")
 COLUMNS = (
     "class",
@@ -123,9 +124,11 @@ def totals(rows: dict[str, dict[str, Any]]) -> str:
     outcomes = [outcome(row).split(",")[0] for row in rows.values()]
     count, works, states = len(outcomes), outcomes.count("works"), outcomes.count("state-space")
     exact = sum(all(row[step] == "exact" for step in STEPS) for row in rows.values() if not row["reasons"])
+    alone = sum(row["two_stages"] == UNCUT for row in rows.values() if not row["reasons"])
     return (
         f"{works} of {count} classes ({works / count:.1%}) work end to end, {exact} of them bit for bit in every column; "
         f"{states} ({states / count:.1%}) have state-space layers and are refused by that name; {count - works - states} fail. "
+        f"{alone} of those that work cannot be cut: one device only. "
         f"Without the state-space classes: {works} of {count - states} ({works / max(1, count - states):.1%})."
     )
 
@@ -172,8 +175,11 @@ EXPLANATION = (
     "- prefill, cached decode: logits of the traced graph with our KV cache against the eager model with transformers' own;",
     "  the eager model numbers its tokens itself. `exact`: bit for bit. A figure: the largest difference, relative to the",
     "  largest logit, where sums have fewer terms (transformers' sliding cache drops what the window passed).",
+    "  Models that keep no cache compute the whole sequence again at every step, here as in transformers.",
     "- left-padded batch: three sequences of unlike length, prefill and decode.",
-    "- two stages: the graph cut in the middle by the passes, against the uncut graph.",
+    "- two stages: the graph cut by the passes, as near to the middle as it can be cut, against the uncut graph.",
+    "  `one device only`: before every layer more than the hidden state would have to be sent (keys and values that layers",
+    "  share, embeddings of the ids for every layer, several streams); the planner keeps such layers together.",
     "- compiled and loaded: layers in turn at w8a16 and 16 bits, written to two files, loaded from these and compared with",
     "  the dequantized reference in transformers.",
     "- matrices: of one layer of each kind. Conv1D and experts that are one 3-D parameter stay at 16 bits.",
