@@ -33,9 +33,6 @@ class Rematerialize:
         by_value = from_ids(graph, module, behind)
         for stage in range(1, len(program.require("plan").stages)):
             _Cloner(stage, graph, behind, by_value).run()
-        for node in [node for node in reversed(graph.nodes) if node.op not in ("placeholder", "output")]:
-            if not node.users and node not in behind:
-                graph.erase_node(node)  # only later stages use it
         return replace(program, graph_module=with_graph(module, graph, type(module).__name__))
 
     def verify(self, program: Program) -> Iterator[str]:
