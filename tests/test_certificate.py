@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpq.commands.solve import command
+from llmpq.cli import cli
 from llmpq.errors import CertificateError, InputError
 from llmpq.solver.certificate.build import certify
 from llmpq.solver.certificate.check import check_certificate, check_cover
@@ -289,14 +289,14 @@ def test_a_certificate_is_read_back_exactly(example: tuple[Problem, Certificate]
 
 def test_the_command_writes_a_certificate_and_checks_it(tmp_path: Path) -> None:
     problem, path = str(PLANNING / "L24_N2_s12-c.json"), tmp_path / "certificate.json"
-    solved = CliRunner().invoke(command, [problem, "--certificate", str(path)])
+    solved = CliRunner().invoke(cli, ["solve", problem, "--certificate", str(path)])
     assert solved.exception is None and json.loads(solved.stdout)["proven"] and "leaf boxes" in solved.stderr
-    checked = CliRunner().invoke(command, [problem, "--check", str(path)])
+    checked = CliRunner().invoke(cli, ["solve", problem, "--check", str(path)])
     assert checked.exception is None and checked.stdout.startswith("proven: no assignment is below ")
     path.write_text(path.read_text().replace('"objective":', '"objective":1'))
-    both = CliRunner().invoke(command, [problem, "--check", str(path), "--certificate", str(path)])
+    both = CliRunner().invoke(cli, ["solve", problem, "--check", str(path), "--certificate", str(path)])
     assert both.exit_code == 2 and "give one of them" in both.output
-    refused = CliRunner().invoke(command, [problem, "--check", str(path)])
+    refused = CliRunner().invoke(cli, ["solve", problem, "--check", str(path)])
     assert isinstance(refused.exception, CertificateError) and refused.exception.exit_code == 1
 
 

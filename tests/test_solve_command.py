@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from llmpq.commands.solve import command
+from llmpq.cli import cli
 from llmpq.errors import InfeasibleError, InputError, TimeLimitError
 from llmpq.solver.problem import Problem, load_problem
 from llmpq.solver.rules import Row, RuleContext, parse_rules, rule_rows
@@ -19,7 +19,7 @@ PLANNING = Path(__file__).parent / "data" / "planning"
 
 
 def run(path: Path, *options: str) -> tuple[dict[str, Any], BaseException | None]:
-    outcome = CliRunner().invoke(command, [str(path), *options])
+    outcome = CliRunner().invoke(cli, ["solve", str(path), *options])
     return json.loads(outcome.stdout), outcome.exception
 
 
@@ -59,7 +59,7 @@ def test_solve_without_time_is_exit_code_4() -> None:
 
 
 def test_solve_of_a_missing_file_is_exit_code_2(tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(command, [str(tmp_path / "nowhere.json")])
+    outcome = CliRunner().invoke(cli, ["solve", str(tmp_path / "nowhere.json")])
     assert isinstance(outcome.exception, InputError) and outcome.exception.exit_code == 2
     assert outcome.stdout == ""
 
