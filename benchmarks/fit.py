@@ -4,20 +4,18 @@ python benchmarks/fit.py [--json FILE]
 """
 
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
+from machine import machine
 
 from llmpq.compiler import plan, prepare
 from llmpq.errors import InfeasibleError
 from llmpq.planning.limits import max_batch, max_context
 from llmpq.serialize import to_json
-from llmpq.versions import library_versions
 from llmpq.workload import Batch
 
 RESULTS = Path(__file__).parent / "results" / "fit.json"
@@ -74,8 +72,7 @@ def main(path: Path) -> None:
         print(f"{found['model']} on {found['cluster']}: {within}, {took}")
     seconds = sorted(case["seconds"] for case in cases)
     print(f"seconds to explain: median {median(seconds):.1f}, {seconds[0]:.1f} to {seconds[-1]:.1f}")
-    machine = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), "load": list(os.getloadavg())}
-    report = {"machine": machine, "versions": library_versions(), "cases": cases, "limits": asked}
+    report = {"machine": machine(), "cases": cases, "limits": asked}
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -53,7 +53,7 @@ def linears(name: str, rows: int, columns: int) -> list[nn.Module]:
     tensors = pack(quantize(torch.randn(rows, columns), PRECISIONS[name]))
     made: list[nn.Module] = []
     for _ in range(copies):
-        linear = QuantizedLinear.from_linear_shape(columns, rows, False, PRECISIONS[name], torch.bfloat16)
+        linear = QuantizedLinear(columns, rows, False, PRECISIONS[name], torch.bfloat16)
         linear.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
         prepare_linears(linear)
         made.append(linear)

@@ -1,7 +1,7 @@
 """JSON for the frozen dataclasses of llmpq: `loads(cls, dumps(x)) == x`."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -67,10 +67,14 @@ def _dataclass_from_json(cls: Any, value: Any, where: str) -> Any:
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(hints)}")
-    try:
-        return cls(**{key: from_json(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
+    missing = [field.name for field in fields(cls) if field.name not in value and _is_required(field)]
+    if missing:
+        raise InputError(f"{where}: no {', '.join(map(repr, missing))}; found {', '.join(map(repr, value)) or 'an empty object'}")
+    return cls(**{key: from_json(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def dumps(value: Any) -> str:

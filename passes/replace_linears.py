@@ -71,5 +71,5 @@ def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "t
         raise PassError(
             f"replace-linears: {linear.name} is a {type(found).__name__}, expected a Linear; split the traced graph again"
         )
-    quantized = QuantizedLinear.from_linear_shape(linear.in_features, linear.out_features, linear.bias, precision, dtype)
+    quantized = QuantizedLinear(linear.in_features, linear.out_features, linear.bias, precision, dtype)
     layer.set_submodule(linear.name, quantized)

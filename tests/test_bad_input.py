@@ -125,6 +125,24 @@ def test_a_file_that_is_no_text_is_named(arguments: tuple[str, ...], cli: Comman
     one_line(outcome.err, "noise.yaml", "UTF-8")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("simulate", "demo", "--gantt"),
+        ("profile", "demo", "-o"),
+        ("sensitivity", "demo", "-o"),
+        ("solve", "problem.json", "--certificate"),
+        ("validate", "out", "-o"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    arguments: tuple[str, ...], cli: CommandLine, tmp_path: Path
+) -> None:
+    outcome = cli(*arguments, tmp_path / "none" / "file.json")
+    assert (outcome.code, outcome.out) == (2, "")
+    one_line(outcome.err, "file.json cannot be written: there is no folder", "none")
+
+
 def test_an_empty_prompts_file_has_no_prompt(cli: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("")
     outcome = cli("run", "none", "--prompts", tmp_path / "prompts.txt")

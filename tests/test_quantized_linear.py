@@ -32,7 +32,7 @@ def loaded(
     torch.manual_seed(columns + rows)
     precision = PRECISIONS[name]
     weight = quantize(torch.randn(rows, columns), precision, dtype)
-    linear = QuantizedLinear.from_linear_shape(columns, rows, bias, precision, dtype)
+    linear = QuantizedLinear(columns, rows, bias, precision, dtype)
     tensors = pack(weight) | ({"bias": torch.randn(rows).to(dtype)} if bias else {})
     linear.load_state_dict(tensors, assign=True)
     return linear, weight
@@ -156,7 +156,7 @@ def test_int8_equals_the_definition_of_w8a8(columns: int, rows: int, tokens: int
 def test_int8_codes_at_the_ends_of_their_range_do_not_saturate() -> None:
     codes = torch.full((32, 256), -128, dtype=torch.int8)
     weight = QuantizedWeight(PRECISIONS["w8a8"], codes, torch.ones(32, 1, dtype=torch.bfloat16))
-    linear = QuantizedLinear.from_linear_shape(256, 32, False, PRECISIONS["w8a8"], torch.bfloat16)
+    linear = QuantizedLinear(256, 32, False, PRECISIONS["w8a8"], torch.bfloat16)
     linear.load_state_dict(pack(weight), assign=True)
     prepare_linears(linear)
     assert torch.equal(linear(torch.ones(1, 256).bfloat16()).float(), torch.full((1, 32), -128.0 * 256))

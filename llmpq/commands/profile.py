@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands.output_file import OutputFile
 from llmpq.units import format_bandwidth, format_seconds
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
 @click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
-@click.option("--out", "-o", "out", type=click.Path(path_type=Path, dir_okay=False), help="The file; profile.json by default.")
+@click.option("--out", "-o", "out", type=OutputFile(), help="The file; profile.json by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 def command(
     model: str, precisions: str, quick: bool, device: str, speed: float, link: bool, out: Path | None, as_json: bool

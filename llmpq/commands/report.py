@@ -6,14 +6,13 @@ from pathlib import Path
 import click
 
 from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output_file import OutputFile
 from llmpq.units import format_bytes
 
 
 @click.command("report")
 @click.argument("path", metavar="OUT|PLAN.json", type=click.Path(path_type=Path, exists=True))
-@click.option(
-    "--out", "-o", "out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The HTML file to write."
-)
+@click.option("--out", "-o", "out", type=OutputFile(), required=True, help="The HTML file to write.")
 @click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="The profile that the plan rests on.")
 @click.option("--validation", type=click.Path(path_type=Path, dir_okay=False), help="What `llmpq validate OUT --json` printed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

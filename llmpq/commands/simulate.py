@@ -9,6 +9,7 @@ from rich.table import Table
 
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InputError
 from llmpq.plan import Load
 from llmpq.simulation.percentiles import Percentiles, Service, service
@@ -22,7 +23,7 @@ from llmpq.workload import Serving
 @planning_options
 @click.option("--requests", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="Requests at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals, where there is no trace.")
-@click.option("--gantt", type=click.Path(path_type=Path), help="Write the first 5000 steps of the stages to this JSON file.")
+@click.option("--gantt", type=OutputFile(), help="Write the first 5000 steps of the stages to this JSON file.")
 def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any) -> None:
     """Plan MODEL for serving, then serve the requests of --trace, or of a Poisson process at --rate, in simulated time.
 
@@ -40,15 +41,15 @@ def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any
         program = plan(model, planning.cluster, workload, observe=planning.observer, **planning.options)
         report("simulating", 0, 1)
         run = simulate_plan(program.require("plan"), program.graph, program.request.engine, requests, 5000 if gantt else 0)
-    if gantt is not None:
-        gantt.write_text(json.dumps([_span(span) for span in run.spans]) + "\n")
     found, load = service(run), load_of(program.require("plan"))
     if values["as_json"]:
         print_json({"planned": load, "simulated": found})
-        return
-    for text in program.notices:
-        notice(text)
-    _print(found, load, workload)
+    else:
+        for text in program.notices:
+            notice(text)
+        _print(found, load, workload)
+    if gantt is not None:
+        gantt.write_text(json.dumps([_span(span) for span in run.spans]) + "\n", encoding="utf-8")
 
 
 def _requests(workload: Serving, trace: Path | None, count: int, seed: int) -> tuple[Request, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.solver.problem import Problem, evaluate, load_problem
 from llmpq.solver.solution import DEFAULT_GAP, Solution
@@ -18,9 +19,7 @@ CLOSER = 0.25  # of the gap: how close to the optimum a plan is found whose cert
 @click.argument("problem_file", metavar="PROBLEM.json", type=click.Path(path_type=Path))
 @click.option("--gap", type=click.FloatRange(min=0.0), default=DEFAULT_GAP, show_default=True, help="Relative gap to prove.")
 @click.option("--time-limit", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Seconds; the default is none.")
-@click.option(
-    "--certificate", type=click.Path(path_type=Path), metavar="FILE", help="Write what proves the bound (docs/certificate.md)."
-)
+@click.option("--certificate", type=OutputFile(), metavar="FILE", help="Write what proves the bound (docs/certificate.md).")
 @click.option(
     "--check", "checked", type=click.Path(path_type=Path), metavar="FILE", help="Check a certificate instead of solving."
 )

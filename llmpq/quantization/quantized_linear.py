@@ -42,18 +42,6 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(name, torch.empty(shape, dtype=stored, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
 
-    @classmethod
-    def from_linear_shape(
-        cls,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        precision: Precision,
-        dtype: torch.dtype,
-        device: torch.device | str = "meta",
-    ) -> "QuantizedLinear":
-        return cls(in_features, out_features, bias, precision, dtype, device)
-
     def prepare(self) -> None:
         """Bring loaded w8a8 codes into the layout of this CPU's int8 product, in place of the buffer: as many bytes."""
         if is_packed(self.precision) or not int8_kernel.is_available() or self.get_buffer("weight").device.type != "cpu":

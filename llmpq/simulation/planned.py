@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import ceil
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
@@ -11,6 +11,7 @@ from llmpq.costs.op_latency import attention_s, products_s, streams_s
 from llmpq.errors import InputError
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
+from llmpq.hardware.link import Link
 from llmpq.op_graph import Size
 from llmpq.plan import Load, Plan, Stage
 from llmpq.precision import parse_precision
@@ -40,7 +41,7 @@ def load_of(plan: Plan) -> Load:
     return plan.prediction.load
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageTimes:
     """Seconds of the plan's stages and links for a step, by the costs that the plan was made with."""
 
@@ -66,13 +67,18 @@ class StageTimes:
 
     def link_s(self, stage: int, step: StepShape) -> float:
         """The hidden states on the way to the next stage, from the last one the tokens back to the first."""
-        devices = [self._device(found) for found in self.plan.stages]
-        last = stage == len(devices) - 1
-        if len(devices) == 1:
+        if not self._links:
             return 0.0
+        last = stage == len(self._links) - 1
         nbytes = step.sampled * TOKEN_BYTES if last else step.tokens * self.graph.hidden_size * FLOAT_BYTES
-        link = self.plan.cluster.link(devices[stage].name, devices[0 if last else stage + 1].name)
-        return link.transfer_s(nbytes)
+        return self._links[stage].transfer_s(nbytes)
+
+    @cached_property
+    def _links(self) -> tuple[Link, ...]:
+        """From each stage to the next, from the last to the first; none where there is one stage."""
+        names = [stage.device for stage in self.plan.stages]
+        following = [*names[1:], names[0]]
+        return tuple(self.plan.cluster.link(*ends) for ends in zip(names, following)) if len(names) > 1 else ()
 
     def _device(self, stage: Stage) -> Device:
         return self.plan.cluster.device(stage.device)

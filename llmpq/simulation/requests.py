@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO
@@ -44,21 +45,16 @@ def read_trace(path: Path, limit: int | None = None) -> tuple[Request, ...]:
     """
     try:
         with _open(path) as file:
-            found = [request for _, request in zip(range(limit) if limit else _forever(), _rows(path, file))]
-    except (OSError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise InputError(f"trace {path} cannot be read: {error}") from None
+            found = list(islice(_rows(path, file), limit))
+    except OSError as error:
+        raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"trace {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     if not found:
         raise InputError(f"trace {path} has no requests; expected a line per request")
     found.sort(key=lambda request: request.arrival_s)
     start = found[0].arrival_s
     return tuple(Request(request.arrival_s - start, request.prompt_len, request.gen_len) for request in found)
-
-
-def _forever() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
 
 
 def _open(path: Path) -> TextIO:
