@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types wheel engines test-engines clean
+.PHONY: demo test lint types docs wheel engines test-engines clean
 
 # torch first, at a fixed version: an open range fetches a CUDA build of several gigabytes.
 $(STAMP): pyproject.toml
@@ -29,6 +29,14 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# Strict: a link or an anchor that leads nowhere fails. The site is in build/site.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(STAMP)
 	bash .ci/wheel

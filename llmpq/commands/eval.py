@@ -32,7 +32,7 @@ class Scorer:
 @click.option(
     "--text",
     required=True,
-    help="A text file, a .jsonl file (field text), dataset:NAME[/CONFIG][:SPLIT], or a bundled text: calibrate, tune, report.",
+    help="A text file, a .jsonl file (field text), dataset:NAME/CONFIG:SPLIT, or a bundled text: calibrate, tune, report.",
 )
 @click.option("--against", help="Another model or compiled output, for instance the original: adds kl, increase and top1.")
 @click.option("--window", type=click.IntRange(min=2), help=f"Tokens of a window; by default {WINDOW}, or what the model takes.")
