@@ -17,7 +17,7 @@ from llmpq.errors import TimeLimitError
 from llmpq.hardware.cluster import Cluster
 from llmpq.planning.candidates import build_problem, candidate_groups
 from llmpq.planning.orders import identical_devices
-from llmpq.planning.search import EVERYTHING, Space, _Item, _Search, search
+from llmpq.planning.search import EVERYTHING, Search, Space, _Item, search
 from llmpq.program import Program, Target
 from llmpq.solver.problem import Problem, evaluate
 from llmpq.solver.rules import parse_rules
@@ -61,7 +61,7 @@ def test_bounds_of_a_group_hold_for_every_order_of_its_devices(seed: int) -> Non
     for candidate, _, evaluation in enumerate_plans(program, budget):
         key = (len(candidate.order), (candidate.prefill_micro_batch, candidate.decode_micro_batch))
         best[key] = min(best.get(key, evaluation.objective), evaluation.objective)
-    state = _Search(program, budget, EVERYTHING, GAP, float("inf"), identical_devices(program))
+    state = Search(program, budget, EVERYTHING, GAP, float("inf"), identical_devices(program))
     for group in candidate_groups(program):
         if len(group.devices) == 1:
             continue

@@ -25,7 +25,7 @@ from llmpq.planning.candidates import candidate_groups
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.orders import identical_devices, link_table
 from llmpq.planning.quick_bounds import quick_bound
-from llmpq.planning.search import EVERYTHING, _Item, _Search, search
+from llmpq.planning.search import EVERYTHING, Search, _Item, search
 from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request, Target
@@ -157,7 +157,7 @@ def test_bottleneck_bounds_hold_for_every_order_and_are_met_where_links_cost_not
     program = serving_program(seed)
     program = replace(program, request=replace(program.request, cluster=without_links(program.request.cluster)))
     alike = len(program.graph.kinds) == 1 and len(set(program.require("sensitivity").rows)) == 1
-    state = _Search(program, program.request.target.budget, EVERYTHING, GAP, inf, identical_devices(program))
+    state = Search(program, program.request.target.budget, EVERYTHING, GAP, inf, identical_devices(program))
     best: dict[tuple[int, int], float] = {}
     for trip, _, running, stages in plans(program):
         best[running, stages] = min(best.get((running, stages), inf), SERVED_TOKENS * trip / running)

@@ -13,7 +13,7 @@ from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.problem import EndCost, Problem
 from llmpq.solver.rules import RuleContext
-from llmpq.workload import Serving
+from llmpq.workload import Serving, Workload
 
 TOKEN_BYTES = 8  # token ids return to the first stage as int64
 
@@ -87,6 +87,13 @@ def ceiling(program: Program, candidate: Candidate) -> float:
         return inf
     first = inf if workload.ttft_s is None else workload.ttft_s / step_of(program, candidate).trips_to_first_token
     return min(first, inf if workload.tpot_s is None else workload.tpot_s) * SERVED_TOKENS / candidate.running
+
+
+def missed_limits(workload: Workload, factor: float) -> str:
+    """What is told when every plan that fits breaks a limit of latency, all of them at least by that factor."""
+    limits = [f"{name} of {getattr(workload, f'{name}_s'):g} s" for name in ("ttft", "tpot") if getattr(workload, f"{name}_s")]
+    beyond = f"; every one exceeds a limit by a factor of {factor:.3g} or more" if factor > 1 else ""
+    return f"no plan that fits keeps a {' and a '.join(limits)}{beyond}"
 
 
 def kv_units(program: Program, candidate: Candidate) -> int:

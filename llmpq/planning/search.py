@@ -10,7 +10,7 @@ from typing import Literal
 
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.bottleneck import bottleneck
-from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, rule_context
+from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, missed_limits, rule_context
 from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
 from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
@@ -21,7 +21,6 @@ from llmpq.solver.milp import breaks, relaxation_bound
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.rules import rule_rows
 from llmpq.solver.solve import solve
-from llmpq.workload import Workload
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
@@ -43,13 +42,14 @@ class Space:
     """What is searched: all devices `together` or each alone only, every problem under each of the restrictions.
 
     Restrictions take options or bytes away. Not `limited`: the limits of a serving workload are ignored, and restrictions may
-    make any objective of the seconds.
+    make any objective of the seconds. `whole`: only what leaves no device of a group out.
     """
 
     together: bool = True
     restrictions: tuple[Restriction, ...] = (unrestricted,)
     accept: Callable[[Program, tuple[Group, ...]], tuple[Group, ...]] = lambda _, groups: groups
     limited: bool = True
+    whole: bool = False
 
     def groups(self, program: Program) -> tuple[Group, ...]:
         return self.accept(program, candidate_groups(program, together=self.together))
@@ -93,16 +93,10 @@ def search(
     limit = program.request.time_limit_s
     deadline = time.monotonic() + limit if deadline is None else deadline
     gap = program.request.gap if gap is None else gap
-    state = _Search(program, budget, space, gap, deadline, identical_devices(program))
+    state = Search(program, budget, space, gap, deadline, identical_devices(program))
     for candidate, problem, assignment in starts:
         state.offer(candidate, problem, assignment)
     return state.run()
-
-
-def _missed_limits(workload: Workload, factor: float) -> str:
-    limits = [f"{name} of {getattr(workload, f'{name}_s'):g} s" for name in ("ttft", "tpot") if getattr(workload, f"{name}_s")]
-    beyond = f"; every one exceeds a limit by a factor of {factor:.3g} or more" if factor > 1 else ""
-    return f"no plan that fits keeps a {' and a '.join(limits)}{beyond}"
 
 
 Level = Literal["group", "relaxed group", "sharp group", "team", "more orders", "order", "relaxed order"]
@@ -126,10 +120,11 @@ class _Item:
 
 
 @dataclass(slots=True)
-class _Search:
+class Search:
     """The state of one search: the heap of what may still win, by bound, and the bounds of what was closed.
 
     missed: the least factor by which what was dropped exceeds the limits of the workload.
+    below: objectives from there on do not matter; it may only fall while the search goes on.
 
     A group is bounded by its order-free relaxation, split into teams (devices that are all used), a team into orders; an
     order is bounded by the relaxation of its problem and then solved. Nothing above the incumbent is looked at.
@@ -147,6 +142,7 @@ class _Search:
     number: "count[int]" = field(default_factory=count)
     rows: dict[Order, tuple[Row, ...]] = field(default_factory=dict)
     missed: float = inf
+    below: float = inf
 
     @property
     def left(self) -> float:
@@ -155,7 +151,14 @@ class _Search:
     @property
     def cutoff(self) -> float | None:
         """What an objective must be below to matter."""
-        return None if self.best is None else self.best.objective * (1.0 - self.gap)
+        least = self.below if self.best is None else min(self.below, self.best.objective * (1.0 - self.gap))
+        return None if least == inf else least
+
+    @property
+    def bound(self) -> float:
+        """No candidate has an objective below this, as far as the search went; at most `below`."""
+        open_items = self.heap[0][0] if self.heap else inf
+        return min([*self.closed, open_items, self.below, inf if self.best is None else self.best.objective])
 
     def ceiling(self, candidate: Candidate) -> float:
         """The largest objective of this candidate that keeps the limits of the workload."""
@@ -175,19 +178,29 @@ class _Search:
             self.missed = min(self.missed, 1.0)
 
     def run(self) -> Found | None:
+        self.begin()
+        return self.conclude(not self.proceed(self.deadline))
+
+    def begin(self) -> None:
+        """Everything of the space, with what is known of it at once."""
         for group in self.space.groups(self.program):
             quick = quick_bound(self.program, group)
             for restriction in range(len(self.space.restrictions) if quick < inf else 0):
-                self.push(quick if self.space.limited else 0.0, _Item("group", group, restriction, group.candidate()))
-        timed_out = False
+                item = _Item("group", group, restriction, group.candidate(), self.space.whole)
+                self.push(quick if self.space.limited else 0.0, item)
+
+    def proceed(self, until: float) -> bool:
+        """Go on until that moment (of time.monotonic); whether nothing is left that could win."""
         while self.heap:
+            if min(until, self.deadline) <= time.monotonic():
+                return False
+            if self.cutoff is not None and self.heap[0][0] >= self.cutoff:
+                self.closed.append(self.heap[0][0])
+                self.heap.clear()
+                return True
             bound, _, _, item = heappop(self.heap)
-            timed_out = self.left <= 0
-            if timed_out or (self.cutoff is not None and bound >= self.cutoff):
-                self.closed.append(bound)
-                break
-            self.advance(bound, item)
-        return self.conclude(timed_out)
+            self.steps[item.level](bound, item)
+        return True
 
     def conclude(self, timed_out: bool) -> Found | None:
         if self.best is None and timed_out:
@@ -197,10 +210,9 @@ class _Search:
                 limit = self.program.request.time_limit_s
                 raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
             if self.missed < inf:
-                raise InfeasibleError((_missed_limits(self.program.request.workload, self.missed),))
+                raise InfeasibleError((missed_limits(self.program.request.workload, self.missed),))
             return None
-        objective = self.best.objective
-        bound = min([*self.closed, objective])
+        objective, bound = self.best.objective, self.bound
         return replace(self.best, bound=bound, proven=objective - bound <= self.gap * abs(objective) * (1 + 1e-9))
 
     def offer_first_plans(self) -> None:
@@ -214,9 +226,10 @@ class _Search:
             for assignment in first_plans(problem):
                 self.offer(item.candidate, problem, assignment)
 
-    def advance(self, bound: float, item: _Item) -> None:
-        """Learn the next thing about the item, and push what is left of it."""
-        steps = {
+    @property
+    def steps(self) -> dict[Level, Callable[[float, _Item], None]]:
+        """Learn the next thing about an item, and push what is left of it."""
+        return {
             "group": self.relax_group,
             "relaxed group": self.sharpen_group,
             "sharp group": self.split_group,
@@ -225,7 +238,6 @@ class _Search:
             "order": self.relax,
             "relaxed order": self.solve,
         }
-        steps[item.level](bound, item)
 
     def relax_group(self, bound: float, item: _Item) -> None:
         found = self.order_free(item).relaxed(self.left)
@@ -251,6 +263,9 @@ class _Search:
 
     def split_use(self, bound: float, item: _Item) -> None:
         """By the devices used; of too many teams only what serves with all devices is looked at."""
+        if self.space.whole:
+            self.push_orders(bound, item)
+            return
         members, in_flight = teams(self.identical), item.group.in_flight
         if len(item.group.devices) == 1 or (members is None and in_flight in (None, len(item.group.devices))):
             self.push_orders(bound, replace(item, all_used=in_flight is not None))
