@@ -9,6 +9,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmpq.errors import CheckpointError, InfeasibleError, InputError
+from llmpq.fix import Fix
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.choose_quantizer import choose_quantizer
 from llmpq.frontend.models import ModelSource, has_weights, read_utf8, resolve
@@ -21,7 +22,7 @@ from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
 from llmpq.plan import Plan
 from llmpq.planning.candidates import Candidate
-from llmpq.planning.fixes import Fix, find_fixes
+from llmpq.planning.fixes import find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.planning.uncut import uncut_notice, uncut_rules
 from llmpq.precision import parse_precisions

@@ -19,10 +19,9 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 Messages name the entity, what was found, what was expected and the remedy, in one line.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from llmpq.planning.fixes import Fix
+from llmpq.fix import Fix
 
 
 class LlmpqWarning(UserWarning):
@@ -76,7 +75,7 @@ class InfeasibleError(LlmpqError):
 
     exit_code = 3
 
-    def __init__(self, reasons: tuple[str, ...], fixes: "tuple[Fix, ...]" = ()) -> None:
+    def __init__(self, reasons: tuple[str, ...], fixes: tuple[Fix, ...] = ()) -> None:
         super().__init__("no plan exists: " + "; ".join(reasons))
         self.reasons = reasons
         self.fixes = fixes

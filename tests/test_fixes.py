@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from llmpq.errors import InfeasibleError
+from llmpq.fix import Fix
 from llmpq.hardware.cluster import Cluster
 from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.plan import Plan
 from llmpq.planning.fit import asked, fits, least_loss
-from llmpq.planning.fixes import Fix, find_fixes
+from llmpq.planning.fixes import find_fixes
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.rules import parse_rules

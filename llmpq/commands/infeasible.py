@@ -7,7 +7,7 @@ from rich.table import Table
 
 from llmpq.commands.output import print_json, stdout
 from llmpq.errors import InfeasibleError
-from llmpq.planning.fixes import Fix
+from llmpq.fix import Fix
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import expm1, log1p
-from typing import Literal
 
+from llmpq.fix import ChangeKind
 from llmpq.planning.candidates import Candidate, rule_context
 from llmpq.planning.fit import asked, least_loss
 from llmpq.planning.largest import first
@@ -13,7 +13,6 @@ from llmpq.solver.loosen import looser
 from llmpq.solver.rules import Rule
 from llmpq.workload import with_length
 
-ChangeKind = Literal["rule", "budget", "precisions", "batch_size", "prompt_len", "gen_len", "memory", "device", "engine"]
 LENGTHS: tuple[tuple[ChangeKind, str], ...] = (
     ("batch_size", "batch size"),
     ("prompt_len", "prompt length"),

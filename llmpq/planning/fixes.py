@@ -1,13 +1,14 @@
 """Fixes: what to change in a request that no plan can meet, each change verified by planning again."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import process_time
 from typing import TypeVar
 
 from llmpq.errors import InfeasibleError, TimeLimitError
+from llmpq.fix import Fix
 from llmpq.plan import Plan
-from llmpq.planning.changes import Change, ChangeKind, Question, budget_changes, rule_changes, workload_changes
+from llmpq.planning.changes import Change, Question, budget_changes, rule_changes, workload_changes
 from llmpq.planning.fit import asked, fits
 from llmpq.planning.hardware_changes import device_changes, engine_changes, memory_changes
 from llmpq.precision import QUANTIZABLE, parse_precision
@@ -20,20 +21,6 @@ TIME_LIMIT_S = 10.0  # CPU seconds of all changes: no further question is asked 
 
 T = TypeVar("T")
 Estimate = Callable[[Program], SensitivityTable | None]  # None: it would take too long for an explanation
-
-
-@dataclass(frozen=True, slots=True)
-class Fix:
-    """One change that alone makes a plan possible, and what the plan that it makes possible would do.
-
-    `change` in words, `how` to ask for it; tokens_per_s and sensitivity (nats per token) are predicted.
-    """
-
-    kind: ChangeKind
-    change: str
-    how: str
-    tokens_per_s: float
-    sensitivity: float
 
 
 def find_fixes(program: Program, plan_again: Callable[[Program], Plan], estimate: Estimate) -> tuple[Fix, ...]:
