@@ -23,9 +23,9 @@ from llmpq.frontend.models import load_tokenizer, resolve, token_ids
 from llmpq.frontend.module_files import with_module
 from llmpq.generation import OnToken, SamplingParams
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_options
 from llmpq.passmanager import run_passes
 from llmpq.plan import ComputeDtype, Plan
-from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request
 
@@ -298,6 +298,6 @@ def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledMo
     plan = read_plan(path)
     source = with_module(replace(resolve(path, weights=False), name=plan.model), module)
     graph = layer_graph_of(source)
-    request = Request(plan.cluster, plan.workload, parse_precisions(tuple(dict.fromkeys(plan.options))))
+    request = Request(plan.cluster, plan.workload, parse_options(tuple(dict.fromkeys(plan.options))))
     program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=traced_module_of(source))
     return CompiledModel(path, run_passes(program, Lowering.read(path).load(path)), plan.compute_dtype)

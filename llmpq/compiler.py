@@ -17,6 +17,7 @@ from llmpq.frontend.module_files import with_files
 from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
+from llmpq.layer_option import parse_options
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
@@ -25,7 +26,6 @@ from llmpq.planning.candidates import Candidate
 from llmpq.planning.fixes import find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.planning.uncut import uncut_notice, uncut_rules
-from llmpq.precision import parse_precisions
 from llmpq.profiling.profile_file import profile_notices, read_profile
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
@@ -207,7 +207,7 @@ def _start(
     request = Request(
         cluster=found if profile is None else profile.applied(found),
         workload=workload,
-        precisions=parse_precisions(options.precisions),
+        precisions=parse_options(options.precisions, options.granularity),
         target=options.target,
         rules=parse_rules(tuple(options.constraints)),
         engine=options.engine,

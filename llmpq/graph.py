@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
+from llmpq.layer_option import LayerOption
 from llmpq.op_graph import NO_OPS, OpGraph
-from llmpq.precision import Precision
+from llmpq.precision import Part, Precision
 
-Part = Literal["attention", "mlp"]
 FLOAT_BYTES = 2  # bf16 or fp16, the plan's compute dtype
 
 
@@ -105,8 +104,9 @@ class LayerKind:
             linear.experts * (linear.in_features + linear.bias) * linear.out_features for linear in self.linears
         )
 
-    def weight_bytes(self, precision: Precision) -> int:
-        return self.other_parameters * FLOAT_BYTES + sum(linear.weight_bytes(precision) for linear in self.linears)
+    def weight_bytes(self, option: LayerOption) -> int:
+        stored = sum(linear.weight_bytes(option.of(linear.part)) for linear in self.linears)
+        return self.other_parameters * FLOAT_BYTES + stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,14 @@ class LayerGraph:
         """Parameters of the model, a tied head counted once."""
         ends = sum(parameter.size for parameter in self.first + self.last)
         return ends + sum(self.kinds[kind].parameters for kind in self.layer_kind)
+
+    @property
+    def attention_share(self) -> float:
+        """Share of the attention in the weights that a precision changes; 0.5 where there are none."""
+        linears = [linear for layer in range(self.num_layers) for linear in self.kind_of(layer).linears if linear.is_quantizable]
+        sizes = [(linear.part, linear.in_features * linear.out_features) for linear in linears]
+        total = sum(size for _, size in sizes)
+        return sum(size for part, size in sizes if part == "attention") / total if total else 0.5
 
     @property
     def first_bytes(self) -> int:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmpq.graph import Part
 from llmpq.op_graph import Op, OpGraph
+from llmpq.precision import Part
 
 _DECIDING = frozenset(("topk", "sort", "argsort", "argmax"))
 _PRODUCTS = ("matmul", "experts")

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
+from llmpq.layer_option import GRANULARITIES
 from llmpq.program import Target
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class PlanningOptions(TypedDict, total=False):
     sensitivity_budget: float | None
     theta: float | None
     precisions: str | tuple[str, ...]
+    granularity: str
     constraints: tuple[str, ...] | list[str]
     engine: str
     indicator: str
@@ -44,7 +46,9 @@ class Options:
     """max_ppl_increase: 0.02 allows 2 % more perplexity (the default); sensitivity_budget: the same in nats per token;
     theta: seconds per nat per token in the objective. The three exclude each other.
 
-    precisions: what layers may be kept at, "16,w8a8" or a tuple. constraints: rules such as "layers[0:2].bits >= 8".
+    precisions: what layers may be kept at, "16,w8a8" or a tuple; w4a16/w8a8 is w4a16 for the attention and w8a8 for the mlp.
+    granularity: layer, or part: then also mixtures of the precisions for attention and mlp, the few that gain most.
+    constraints: rules such as "layers[0:2].bits >= 8".
     indicator: fisher, variance, hessian, measured, random, prior, or auto: fisher where there are weights, else the prior.
     sensitivity: a file with a table to use instead. calibration: a text. tune, report: texts that the
     quantized model is measured on; quality_check: whether it is. Bundled texts by default.
@@ -58,6 +62,7 @@ class Options:
     sensitivity_budget: float | None = None
     theta: float | None = None
     precisions: str | tuple[str, ...] = ("16", "w8a8", "w8a16", "w4a16")
+    granularity: str = "layer"
     constraints: tuple[str, ...] | list[str] = ()
     engine: str = "local"
     indicator: str = "auto"
@@ -75,6 +80,8 @@ class Options:
     time_limit_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise InputError(f"granularity {self.granularity!r} is unknown; known are {', '.join(GRANULARITIES)}")
         if self.quantizer not in QUANTIZERS:
             raise InputError(f"quantizer {self.quantizer!r} is unknown; known are {', '.join(QUANTIZERS)}")
         if self.pipeline is not None and (self.assign, self.indicator) != ("assign-joint", "auto"):

@@ -34,6 +34,7 @@ class Verifier(Protocol):
 PASSES: dict[str, str] = {
     "derive-costs": "llmpq.passes.derive_costs:DeriveCosts",
     "estimate-sensitivity": "llmpq.passes.estimate_sensitivity:EstimateSensitivity",
+    "select-options": "llmpq.passes.select_options:SelectOptions",
     "assign-joint": "llmpq.passes.assign_joint:AssignJoint",
     "assign-robust": "llmpq.passes.assign_robust:AssignRobust",
     "assign-even": "llmpq.passes.assign_even:AssignEven",

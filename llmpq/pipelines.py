@@ -42,7 +42,8 @@ def pipelines(options: Options) -> Pipelines:
     """
     if options.pipeline is None:
         estimation = f"estimate-sensitivity{{indicator={options.indicator}}}"
-        planning = (*parse_pipeline("derive-costs," + estimation), *_assignment(options.assign))
+        selection = parse_pipeline("select-options") if options.granularity == "part" else ()
+        planning = (*parse_pipeline("derive-costs," + estimation), *selection, *_assignment(options.assign))
         return Pipelines(planning, _with_extra(parse_pipeline(LOWERING), options.passes), planning)
     passes = parse_pipeline(options.pipeline)
     cut = max((index + 1 for index, item in enumerate(passes) if "plan" in item.provides), default=0)

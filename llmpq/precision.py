@@ -6,6 +6,8 @@ from typing import Literal
 from llmpq.errors import InputError
 
 Kind = Literal["float", "int", "fp8"]
+Part = Literal["attention", "mlp"]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
 
 GROUP_SIZE = 128  # what every engine's weight-only kernels know (vLLM Marlin: 32, 64, 128)
 SMALLEST_GROUP = 32
@@ -29,6 +31,15 @@ class Precision:
     @property
     def is_quantized(self) -> bool:
         return self.kind != "float"
+
+    @property
+    def parts(self) -> "tuple[Precision, ...]":
+        """The precisions that it is made of: itself."""
+        return (self,)
+
+    def of(self, part: Part) -> "Precision":
+        """The precision of a part of a layer that is kept at this one."""
+        return self
 
     def group_size_for(self, in_features: int) -> int:
         """Columns per scale: 128, 64 or 32 if one divides `in_features`, else its largest divisor in [32, 128], else the row."""

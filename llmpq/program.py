@@ -8,8 +8,8 @@ from llmpq.costs import CostTable
 from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
+from llmpq.layer_option import LayerOption
 from llmpq.plan import ComputeDtype, Plan
-from llmpq.precision import Precision
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.rules import Rule
 from llmpq.workload import Workload
@@ -33,7 +33,7 @@ class Request:
 
     cluster: Cluster
     workload: Workload
-    precisions: tuple[Precision, ...]
+    precisions: tuple[LayerOption, ...]
     target: Target = Target()
     rules: tuple[Rule, ...] = ()
     engine: str = "local"

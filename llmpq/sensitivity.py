@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from llmpq.graph import LayerGraph
-from llmpq.precision import Precision
+from llmpq.graph import LayerGraph, LayerKind
+from llmpq.layer_option import LayerOption
 
 # Joint increase of the loss when every layer has this precision, nats per token, round to nearest.
 # w4a16: perplexities of Llama-2-7B, 13B and 70B, 5.47/4.88/3.32 at 16 bits and 5.73/4.98/3.46 at 4 bits, group 128,
@@ -38,21 +38,24 @@ class SensitivityTable:
         return replace(self, options=options, rows=rows or (), errors=errors)
 
 
-def prior(graph: LayerGraph, precisions: tuple[Precision, ...]) -> SensitivityTable:
+def prior(graph: LayerGraph, options: tuple[LayerOption, ...]) -> SensitivityTable:
     """The documented prior: each precision's published joint increase, spread over the layers by their weights."""
-    weights = [
-        sum(linear.in_features * linear.out_features * linear.experts for linear in graph.kind_of(i).linears)
-        for i in range(graph.num_layers)
-    ]
-    share = [weight / sum(weights) for weight in weights]
-    quantizable = [graph.kind_of(i).is_quantizable for i in range(graph.num_layers)]
+    kinds = [graph.kind_of(i) for i in range(graph.num_layers)]
+    total = sum(linear.in_features * linear.out_features * linear.experts for kind in kinds for linear in kind.linears)
     rows = tuple(
-        tuple(PRIOR_NATS[precision.name] * share[i] if quantizable[i] else 0.0 for precision in precisions)
-        for i in range(graph.num_layers)
+        tuple(_prior_nats(kind, option) / total if kind.is_quantizable else 0.0 for option in options) for kind in kinds
     )
     return SensitivityTable(
-        tuple(precision.name for precision in precisions),
+        tuple(option.name for option in options),
         rows,
         "prior",
         "prior from published perplexities of Llama-2 (arXiv 2306.00978), spread evenly; not measured on this model",
+    )
+
+
+def _prior_nats(kind: LayerKind, option: LayerOption) -> float:
+    """Published nats of each linear's precision times its weights."""
+    return sum(
+        PRIOR_NATS[option.of(linear.part).name] * linear.in_features * linear.out_features * linear.experts
+        for linear in kind.linears
     )

@@ -5,6 +5,7 @@ from math import isfinite
 
 from llmpq.errors import VerifyError
 from llmpq.hardware.support import support
+from llmpq.layer_option import SEPARATOR, mean_bits
 from llmpq.plan import SERVED_TOKENS, Plan
 from llmpq.precision import PRECISIONS
 from llmpq.program import Program
@@ -60,7 +61,8 @@ def _layer_problems(plan: Plan, program: Program) -> Iterator[str]:
         yield f"a device holds more than one stage: {', '.join(devices)}"
     allowed = [precision.name for precision in program.request.precisions]
     for option in sorted(set(plan.options) - set(allowed)):
-        yield f"option {option!r} was not asked for" if option in PRECISIONS else f"option {option!r} is unknown"
+        is_known = set(option.split(SEPARATOR)) <= set(PRECISIONS)
+        yield f"option {option!r} was not asked for" if is_known else f"option {option!r} is unknown"
 
 
 def _micro_batch_problems(plan: Plan) -> Iterator[str]:
@@ -131,7 +133,7 @@ def broken_rules(plan: Plan, program: Program) -> tuple[str, ...]:
         devices=tuple(stage.device for stage in plan.stages),
         known_devices=tuple(device.name for device in program.request.cluster.devices),
         options=options,
-        option_bits=tuple(float(precision.num_bits) for precision in precisions),
+        option_bits=tuple(mean_bits(option, graph.attention_share) for option in precisions),
         layer_parameters=tuple(graph.kind_of(i).parameters for i in range(graph.num_layers)),
     )
     device = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.layers)

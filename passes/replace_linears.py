@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from llmpq.errors import PassError
 from llmpq.fx.annotation import annotation_of
 from llmpq.graph import Linear
-from llmpq.precision import Precision, parse_precision
+from llmpq.layer_option import parse_option
+from llmpq.precision import Precision
 from llmpq.program import Program
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def _quantized(stage: "GraphModule", program: Program) -> Iterator[tuple[str, Li
     for node in stage.graph.nodes:
         found = annotation_of(node)
         if found is not None and found.layer is not None and found.option is not None:
-            precision = parse_precision(found.option)
-            linears = program.graph.kind_of(found.layer).linears if precision.is_quantized else ()
-            yield from ((str(node.target), linear, precision) for linear in linears if linear.is_quantizable)
+            option = parse_option(found.option)
+            for linear in program.graph.kind_of(found.layer).linears:
+                precision = option.of(linear.part)
+                if linear.is_quantizable and precision.is_quantized:
+                    yield str(node.target), linear, precision
 
 
 def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "torch.dtype") -> None:

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "units", "suggest", "bundled", "versions", "precision", "graph", "workload", "hardware"), 0),
+    "layer_option": 0,
     **dict.fromkeys(("fix", "cache", "native", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("answers", "verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),

@@ -1,8 +1,8 @@
 """Small values that several tests build on."""
 
-from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter, Part
+from llmpq.graph import Attention, LayerGraph, LayerKind, Linear, Parameter
 from llmpq.hardware.cluster import Cluster
-from llmpq.precision import parse_precisions
+from llmpq.precision import Part, parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.workload import Batch
 from tests.hand_made_ops import first_ops, last_ops, layer_ops

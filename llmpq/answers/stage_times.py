@@ -10,9 +10,9 @@ from llmpq.costs.peaks import seconds_at_efficiency
 from llmpq.graph import LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.support import support
+from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Size
 from llmpq.plan import SERVED_TOKENS, DeviceMemory
-from llmpq.precision import Precision
 from llmpq.program import Program
 from llmpq.solver.problem import Cells, EndCost, Matrix
 from llmpq.workload import Batch, Workload
@@ -145,15 +145,15 @@ def roofline_shares(program: Program, device: Device, layer: int, option: int, p
         return sum(often * size(tokens, context, rows) for often, tokens, context, rows in parts)
 
     native = support(program.request.engine, device.type, precision).level == "native"
-    lower = native and precision.is_quantized and precision.activation_bits < 16
-    dtype = {"int": "int8", "fp8": "fp8"}[precision.kind] if lower else DTYPE[program.require("compute_dtype")]
+    lower = native and all(part.is_quantized and part.activation_bits < 16 for part in precision.parts)
+    dtype = {"int": "int8", "fp8": "fp8"}[precision.parts[-1].kind] if lower else DTYPE[program.require("compute_dtype")]
     tokens = round(sum(often * new * rows for often, new, _, rows in parts))
     moved = measured(kind.ops.traffic(lambda op: op.kind != "view")) + _weights_moved(kind, precision, native, tokens)
     compute = seconds_at_efficiency(device.type, dtype, measured(kind.ops.flops), 0.0)
     return compute / device.speed, seconds_at_efficiency(device.type, dtype, 0.0, moved) / device.speed
 
 
-def _weights_moved(kind: LayerKind, precision: Precision, native: bool, tokens: int) -> float:
+def _weights_moved(kind: LayerKind, precision: LayerOption, native: bool, tokens: int) -> float:
     """Bytes of weights that are read, of experts those that are reached; written and read again where they are unpacked."""
     held = sum(op.weight_bytes for op in kind.ops.ops)
     reached = sum(op.weight_reads(1, 1, tokens) for op in kind.ops.ops) / held if held else 1.0

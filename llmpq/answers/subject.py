@@ -6,13 +6,13 @@ from time import monotonic
 
 from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_options
 from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
 from llmpq.planning.joint import costed
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.robust import Choice, choice_of
 from llmpq.planning.search import search
-from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import SensitivityTable, prior
 from llmpq.solver.problem import Assignment, Evaluation, Problem, evaluate
@@ -74,7 +74,7 @@ def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = N
 
     Notices tell where the costs or the sensitivity are others than those that the plan was made with.
     """
-    precisions = parse_precisions(plan.precisions or tuple(dict.fromkeys(plan.options)))
+    precisions = parse_options(plan.precisions or tuple(dict.fromkeys(plan.options)))
     rules = parse_rules(plan.constraints)
     request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile)
     sensitivity = prior(graph, precisions) if table is None else table.select(tuple(item.name for item in precisions))

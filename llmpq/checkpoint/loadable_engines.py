@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from llmpq.graph import LayerGraph, Linear
 from llmpq.hardware.devices import DeviceKind
 from llmpq.hardware.kernel_shapes import shape_problems
+from llmpq.layer_option import parse_option
 from llmpq.plan import Plan
-from llmpq.precision import PRECISIONS, Precision
+from llmpq.precision import Precision
 
 Quantized = tuple[str, Linear, Precision]
 
@@ -35,8 +36,8 @@ def loadable_engines(graph: LayerGraph, plan: Plan, own_passes: tuple[str, ...] 
 def quantized_linears(graph: LayerGraph, plan: Plan) -> Iterator[Quantized]:
     """(full module name, linear, precision) of every linear that the plan quantizes, in layer order."""
     for layer, option in enumerate(plan.options):
-        precision = PRECISIONS[option]
         for linear in graph.kind_of(layer).linears:
+            precision = parse_option(option).of(linear.part)
             if precision.is_quantized and linear.is_quantizable:
                 yield f"{graph.layer_names[layer]}.{linear.name}", linear, precision
 
@@ -51,7 +52,7 @@ def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | N
 def _shape_reason(graph: LayerGraph, plan: Plan, device_kind: DeviceKind) -> str | None:
     """The first linear whose sizes vLLM's kernels on that kind of device do not take, and what they want."""
     for layer, option in enumerate(plan.options):
-        for refused in shape_problems("vllm", device_kind, PRECISIONS[option], graph.kind_of(layer)):
+        for refused in shape_problems("vllm", device_kind, parse_option(option), graph.kind_of(layer)):
             return f"{graph.layer_names[layer]}.{refused.reason}"
     return None
 

@@ -10,6 +10,7 @@ from llmpq.checkpoint.quantization_config import module_precisions
 from llmpq.checkpoint.reader import CONFIG_FILE, Checkpoint
 from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import CheckpointError
+from llmpq.layer_option import SEPARATOR
 from llmpq.plan import Plan
 from llmpq.precision import Precision
 from llmpq.quantization.packing import is_packed, layout, suffixes
@@ -88,7 +89,7 @@ def _size(module: str, precision: Precision, checkpoint: Checkpoint) -> tuple[in
 def _plan_problems(module: str, precision: Precision, plan: Plan) -> Iterator[str]:
     layer = _layer_of(module)
     option = plan.options[layer] if layer is not None and layer < len(plan.options) else "no such layer"
-    if option != precision.name:
+    if precision.name not in option.split(SEPARATOR):
         yield f"{CONFIG_FILE}: {module} is {precision.name}, {PLAN_FILE} says {option}; {REMEDY}"
 
 

@@ -27,6 +27,9 @@ _OPTIONS = (
     click.option("--sensitivity-budget", type=float, help="Quality target in nats per token."),
     click.option("--theta", type=float, help="Instead of a target: seconds per nat per token in the objective."),
     click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers may be kept at."),
+    click.option(
+        "--granularity", default="layer", show_default=True, help="layer, or part: attention and mlp may differ in precision."
+    ),
     click.option("--engine", default="local", show_default=True, help="What will run the plan."),
     click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
     click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),

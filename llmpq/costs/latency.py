@@ -7,9 +7,9 @@ from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.support import support
+from llmpq.layer_option import LayerOption
 from llmpq.op_graph import OpGraph
 from llmpq.plan import ComputeDtype
-from llmpq.precision import Precision
 
 _SAMPLING_PASSES = 2  # over the logits, beside writing them: log-probabilities and the choice; assumed
 
@@ -17,7 +17,7 @@ _SAMPLING_PASSES = 2  # over the logits, beside writing them: log-probabilities 
 def layer_latency_s(
     device: Device,
     kind: LayerKind,
-    precision: Precision,
+    option: LayerOption,
     rows: int,
     tokens: int,
     context: int,
@@ -26,7 +26,7 @@ def layer_latency_s(
 ) -> float:
     """Seconds of one layer for `rows` sequences of `tokens` new tokens that attend to `context` positions at the end."""
     measure = of_batch(tokens, context, rows)
-    products = products_s(device, kind.ops, kind.linears, precision, measure, compute_dtype, engine)
+    products = products_s(device, kind.ops, kind.linears, option, measure, compute_dtype, engine)
     scores = attention_s(device, kind.ops, kind.attention.window, rows, tokens, context, compute_dtype)
     return products + scores + streams_s(device, kind.ops, measure, compute_dtype) + overhead_s(device)
 
@@ -56,7 +56,7 @@ def _end_s(device: Device, ops: OpGraph, rows: int, compute_dtype: ComputeDtype)
 
 def latency_provenance(
     devices: tuple[Device, ...],
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     engine: str,
     graph: LayerGraph | None = None,
     profile: Profile | None = None,
@@ -74,10 +74,11 @@ def latency_provenance(
     return ", ".join(f"{name}: {what}" for name, what in found.items())
 
 
-def _provenance(device_type: DeviceType, precisions: tuple[Precision, ...], engine: str) -> str:
+def _provenance(device_type: DeviceType, precisions: tuple[LayerOption, ...], engine: str) -> str:
     from llmpq.costs.lookup import has_table
 
-    levels = {precision: support(engine, device_type, precision).level for precision in precisions}
+    used = (precision for option in precisions for precision in option.parts)
+    levels = {precision: support(engine, device_type, precision).level for precision in used}
     runs = [precision.name if level == "native" else "16" for precision, level in levels.items() if level != "unsupported"]
     tables = [name for name in dict.fromkeys(runs) if has_table(device_type, name)]
     without = [name for name in dict.fromkeys(runs) if name not in tables]

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, linear_latency_s, roofline_s
 from llmpq.graph import FLOAT_BYTES, Linear
 from llmpq.hardware.cluster import Device
+from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Heads, Op, OpGraph, OpKind, Size
 from llmpq.plan import ComputeDtype
-from llmpq.precision import Precision
 
 Measure = Callable[[Size], int]  # how much a size is in one step
 STREAMED: tuple[OpKind, ...] = ("norm", "elementwise", "routing", "cache", "gather")
@@ -22,12 +22,12 @@ def products_s(
     device: Device,
     ops: OpGraph,
     linears: Iterable[Linear],
-    precision: Precision,
+    option: LayerOption,
     measure: Measure,
     compute_dtype: ComputeDtype,
     engine: str,
 ) -> float:
-    """Every product: those of `linears` at the precision, others (routers, heads) at 16 bits, activations by roofline."""
+    """Every product: those of `linears` at the option, others (routers, heads) at 16 bits, activations by roofline."""
     planned = {linear.name: linear for linear in linears}
     seconds = 0.0
     for op in ops.ops:
@@ -38,7 +38,7 @@ def products_s(
             moved = measure(op.reads) + measure(op.writes)
             seconds += roofline_s(device, DTYPE[compute_dtype], measure(op.flops), moved)
         else:
-            used = precision if linear.name in planned else SIXTEEN
+            used = option.of(linear.part) if linear.name in planned else SIXTEEN
             rows = measure(op.product.count * op.product.rows) // linear.active_experts
             seconds += linear_latency_s(device, linear, used, rows, compute_dtype, engine)
     return seconds

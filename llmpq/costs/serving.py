@@ -15,9 +15,9 @@ from llmpq.costs.table import derive_costs as derive_batch_costs
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Size
 from llmpq.plan import ComputeDtype
-from llmpq.precision import Precision
 from llmpq.workload import KV_BLOCK, Serving, Workload
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def derive_costs(
     graph: LayerGraph,
     cluster: Cluster,
     workload: Workload,
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     compute_dtype: ComputeDtype,
     engine: str,
     *,
@@ -52,7 +52,7 @@ def _derive_serving(
     graph: LayerGraph,
     cluster: Cluster,
     workload: Serving,
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     compute_dtype: ComputeDtype,
     engine: str,
     timed: bool,
@@ -81,7 +81,7 @@ def mean_step_costs(
     graph: LayerGraph,
     devices: tuple[Device, ...],
     workload: Serving,
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     compute_dtype: ComputeDtype,
     engine: str,
     sequences: int,
@@ -123,7 +123,7 @@ class _MixedSteps:
     graph: LayerGraph
     devices: tuple[Device, ...]
     workload: Serving
-    precisions: tuple[Precision, ...]
+    precisions: tuple[LayerOption, ...]
     compute_dtype: ComputeDtype
     engine: str
     timed: bool
@@ -166,7 +166,7 @@ class _MixedSteps:
         return max([1.0, *(float(b) / float(a) for a, b in pairs if a > 0)])
 
     def _layer_s(
-        self, device: Device, kind: LayerKind, precision: Precision, sequences: int, prompt_tokens: float
+        self, device: Device, kind: LayerKind, precision: LayerOption, sequences: int, prompt_tokens: float
     ) -> float | None:
         """Linears over all tokens of the step, attention of the decoding sequences and of the prompts apart."""
         if layer_support(self.engine, device.type, precision, kind).level == "unsupported":

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
+from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import LayerOption
 from llmpq.plan import ComputeDtype
-from llmpq.precision import Precision
 from llmpq.workload import Batch
 
 MicroBatchCells = tuple[tuple[tuple[float | None, ...], ...], ...]
@@ -88,7 +89,7 @@ def derive_costs(
     graph: LayerGraph,
     cluster: Cluster,
     workload: Batch,
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     compute_dtype: ComputeDtype,
     engine: str,
     *,
@@ -128,7 +129,7 @@ def derive_costs(
 def phase_costs(
     graph: LayerGraph,
     devices: tuple[Device, ...],
-    precisions: tuple[Precision, ...],
+    precisions: tuple[LayerOption, ...],
     shape: tuple[int, int, int, int],
     compute_dtype: ComputeDtype,
     engine: str,
@@ -141,15 +142,20 @@ def phase_costs(
     """
     rows, tokens, context, longest = shape
 
-    def cell(kind: LayerKind, device: Device, precision: Precision) -> float | None:
-        if layer_support(engine, device.type, precision, kind).level == "unsupported":
+    def cell(kind: LayerKind, device: Device, option: LayerOption) -> float | None:
+        if layer_support(engine, device.type, option, kind).level == "unsupported":
             return None
         if not timed:
             return 0.0
-        measured = profile.layer_s(device, kind, precision, rows, tokens, context) if profile else None
-        if measured is not None:
-            return measured
-        return layer_latency_s(device, kind, precision, rows, tokens, context, compute_dtype, engine)
+
+        def modelled(option: LayerOption) -> float:
+            return layer_latency_s(device, kind, option, rows, tokens, context, compute_dtype, engine)
+
+        if profile is None:
+            return modelled(option)
+        sizes = (rows, tokens, context)
+        found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, *sizes), modelled)
+        return modelled(option) if found is None else found
 
     def ends(device: Device) -> tuple[float, float]:
         if not timed:

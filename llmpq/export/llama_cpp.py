@@ -10,8 +10,8 @@ from llmpq.export.device_map import one_host
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import SEPARATOR, parse_option
 from llmpq.plan import Plan
-from llmpq.precision import PRECISIONS
 from llmpq.printing import format_ranges
 
 QUANTIZE_FILE, LAUNCH_FILE = "quantize.sh", "launch.sh"
@@ -63,12 +63,16 @@ class LlamaCppTarget:
     marker: ClassVar[str] = QUANTIZE_FILE
 
     def unsupported(self, plan: Plan, graph: LayerGraph) -> list[str]:
-        """Precisions that no ggml type holds, and several hosts: how llama.cpp names remote devices differs by version."""
+        """Precisions that no ggml type holds, layers of two precisions, and several hosts: how llama.cpp names remote devices differs by version."""
         found: dict[str, str] = {}
         for stage in plan.stages:
             device = plan.cluster.device(stage.device)
             for layer, option in zip(stage.layers, stage.options):
-                answer = layer_support(self.name, device.type, PRECISIONS[option], graph.kind_of(layer))
+                if SEPARATOR in option:
+                    reason = "the script sets one type for a layer; plan with --granularity layer"
+                    found.setdefault(option, f"layer {layer} is {option}: {reason}")
+                    continue
+                answer = layer_support(self.name, device.type, parse_option(option), graph.kind_of(layer))
                 if answer.level == "unsupported":
                     remedy = "plan with --engine llama.cpp"
                     found.setdefault(option, f"layer {layer} is {option}: {answer.reason} [{answer.source}]; {remedy}")
@@ -80,7 +84,7 @@ class LlamaCppTarget:
 
 def quantize_script(plan: Plan) -> str:
     """The commonest quantized type for all, and an expression over layers for every type: overrides need a quantized base."""
-    quantized = Counter(option for option in plan.options if PRECISIONS[option].is_quantized)
+    quantized = Counter(option for option in plan.options if parse_option(option).is_quantized)
     if not quantized:
         return QUANTIZE.format(converted="model.gguf")
     (base, _), *_ = quantized.most_common(1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from llmpq.export.device_map import DeviceMapTarget, one_host
 from llmpq.graph import LayerGraph
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import parse_option
 from llmpq.plan import Plan
 from llmpq.precision import PRECISIONS
 
@@ -56,7 +57,7 @@ class TransformersTarget:
         for stage in plan.stages:
             device = plan.cluster.device(stage.device)
             for layer, option in zip(stage.layers, stage.options):
-                answer = layer_support(self.name, device.type, PRECISIONS[option], graph.kind_of(layer))
+                answer = layer_support(self.name, device.type, parse_option(option), graph.kind_of(layer))
                 if answer.level == "unsupported":
                     found[option] = f"layer {layer} is {option}: {answer.reason} [{answer.source}]"
         return [*found.values(), *one_host(plan)]
@@ -73,6 +74,6 @@ def _readme(plan: Plan, graph: LayerGraph) -> str:
     from llmpq.units import format_bytes
 
     dense = sum(graph.kind_of(layer).weight_bytes(PRECISIONS["16"]) for layer in range(graph.num_layers))
-    stored = sum(graph.kind_of(layer).weight_bytes(PRECISIONS[option]) for layer, option in enumerate(plan.options))
+    stored = sum(graph.kind_of(layer).weight_bytes(parse_option(option)) for layer, option in enumerate(plan.options))
     devices = ", ".join(stage.device for stage in plan.stages)
     return README.format(model=plan.model, devices=devices, dense=format_bytes(dense), stored=format_bytes(stored))

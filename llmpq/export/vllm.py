@@ -11,8 +11,8 @@ from llmpq.export.vllm_readme import readme
 from llmpq.export.vllm_settings import too_few_blocks, vllm_settings
 from llmpq.graph import LayerGraph
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import parse_option
 from llmpq.plan import Plan
-from llmpq.precision import PRECISIONS
 from llmpq.serialize import dumps
 
 SETTINGS_FILE = "vllm.json"
@@ -48,7 +48,7 @@ def _kernels(plan: Plan, graph: LayerGraph) -> list[str]:
     for stage in plan.stages:
         device = plan.cluster.device(stage.device)
         for layer, option in zip(stage.layers, stage.options):
-            answer = layer_support("vllm", device.type, PRECISIONS[option], graph.kind_of(layer))
+            answer = layer_support("vllm", device.type, parse_option(option), graph.kind_of(layer))
             if answer.level == "unsupported":
                 why = f"{stage.device} cannot run layer {layer} at {option}: {answer.reason} [{answer.source}]"
                 found.setdefault((stage.device, option), why)

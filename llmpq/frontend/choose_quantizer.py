@@ -9,7 +9,7 @@ from llmpq.errors import CheckpointError, InputError
 from llmpq.frontend.cached_graphs import traced_module_of
 from llmpq.frontend.models import ModelSource
 from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
-from llmpq.precision import PRECISIONS
+from llmpq.layer_option import parse_option
 from llmpq.program import Program
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def choose_quantizer(
     from llmpq.quantization.quantizers import Gptq, Rounding
 
     plan = program.require("plan")
-    if name == "rtn" or not any(PRECISIONS[option].is_quantized for option in plan.options):
+    if name == "rtn" or not any(parse_option(option).is_quantized for option in plan.options):
         return Rounding(), program
     try:
         token_ids, title = read_tokens(directory, text or CALIBRATE)

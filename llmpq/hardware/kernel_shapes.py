@@ -9,6 +9,7 @@ from llmpq.bundled import bundled_yaml
 from llmpq.graph import LayerKind, Linear
 from llmpq.hardware.devices import DeviceKind, DeviceType
 from llmpq.hardware.support import Support, support
+from llmpq.layer_option import LayerOption
 from llmpq.precision import Precision
 
 
@@ -37,22 +38,23 @@ class _Shape:
         return None
 
 
-def layer_support(engine: str, device_type: DeviceType, precision: Precision, kind: LayerKind) -> Support:
+def layer_support(engine: str, device_type: DeviceType, option: LayerOption, kind: LayerKind) -> Support:
     """What `support` answers, or "unsupported" where the sizes of a linear of this kind of layer are not taken."""
-    answer = support(engine, device_type, precision)
+    answer = support(engine, device_type, option)
     if answer.level == "unsupported":
         return answer
-    refused = next(shape_problems(engine, device_type.kind, precision, kind), None)
+    refused = next(shape_problems(engine, device_type.kind, option, kind), None)
     return answer if refused is None else refused
 
 
-def shape_problems(engine: str, device_kind: DeviceKind, precision: Precision, kind: LayerKind) -> Iterator[Support]:
+def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, kind: LayerKind) -> Iterator[Support]:
     """One "unsupported" answer for every linear of the layer whose sizes the engine's kernel does not take."""
     fused = fused_rows(kind)
     for rule in _shapes().get(engine, ()):
-        if device_kind in rule.kinds and precision.name in rule.precisions:
-            for linear in kind.linears:
-                reason = rule.problem(linear, fused[linear.fusion_group], precision) if linear.is_quantizable else None
+        for linear in kind.linears if device_kind in rule.kinds else ():
+            precision = option.of(linear.part)
+            if linear.is_quantizable and precision.name in rule.precisions:
+                reason = rule.problem(linear, fused[linear.fusion_group], precision)
                 if reason is not None:
                     yield Support("unsupported", reason, rule.source)
 

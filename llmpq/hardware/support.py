@@ -7,10 +7,12 @@ from typing import Any, Literal
 from llmpq.bundled import bundled_yaml
 from llmpq.errors import InputError
 from llmpq.hardware.devices import DeviceType, parse_capability
+from llmpq.layer_option import LayerOption
 from llmpq.precision import Precision
 from llmpq.suggest import did_you_mean
 
 Level = Literal["native", "dequantize", "unsupported"]
+LEVELS: tuple[Level, ...] = ("native", "dequantize", "unsupported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,16 @@ def engines() -> tuple[str, ...]:
     return tuple(_matrix())
 
 
-def support(engine: str, device_type: DeviceType, precision: Precision) -> Support:
-    """The first rule of the engine that matches. Raises InputError for an unknown engine."""
+def support(engine: str, device_type: DeviceType, option: LayerOption) -> Support:
+    """The first rule of the engine that matches; of an option's precisions the answer of the one that is supported least.
+
+    Raises InputError for an unknown engine.
+    """
+    answers = [_support(engine, device_type, precision) for precision in option.parts]
+    return max(answers, key=lambda answer: LEVELS.index(answer.level))
+
+
+def _support(engine: str, device_type: DeviceType, precision: Precision) -> Support:
     rules = _matrix()[_known(engine)]
     if device_type.precisions is not None and precision.name not in device_type.precisions:
         listed = ", ".join(device_type.precisions)
@@ -57,9 +67,9 @@ def support(engine: str, device_type: DeviceType, precision: Precision) -> Suppo
     return next(rule.answer for rule in rules if rule.matches(device_type, precision))
 
 
-def supported_precisions(engine: str, device_type: DeviceType, precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
-    """Those of `precisions` that are native or dequantized, in their order."""
-    return tuple(precision for precision in precisions if support(engine, device_type, precision).level != "unsupported")
+def supported_precisions(engine: str, device_type: DeviceType, options: tuple[LayerOption, ...]) -> tuple[LayerOption, ...]:
+    """Those of `options` that are native or dequantized, in their order."""
+    return tuple(option for option in options if support(engine, device_type, option).level != "unsupported")
 
 
 def compute_dtype(device_types: tuple[DeviceType, ...], engine: str) -> Literal["bfloat16", "float16"]:

@@ -7,6 +7,7 @@ from llmpq.costs import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
+from llmpq.layer_option import mean_bits
 from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.orders import Order, identical_devices, link_table
 from llmpq.program import Program
@@ -110,7 +111,7 @@ def rule_context(program: Program, candidate: Candidate) -> RuleContext:
         devices=tuple(cluster.devices[j].name for j in candidate.order),
         known_devices=tuple(device.name for device in cluster.devices),
         options=tuple(precision.name for precision in precisions),
-        option_bits=tuple(float(precision.num_bits) for precision in precisions),
+        option_bits=tuple(mean_bits(option, graph.attention_share) for option in precisions),
         layer_parameters=tuple(graph.kind_of(i).parameters for i in range(graph.num_layers)),
     )
 

@@ -9,6 +9,7 @@ from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
 from llmpq.hardware.support import Support, needs_one_kind
+from llmpq.layer_option import LayerOption
 from llmpq.precision import Precision
 
 
@@ -20,7 +21,7 @@ class EngineLimits:
     notices: tuple[str, ...]
 
 
-def engine_limits(graph: LayerGraph, cluster: Cluster, precisions: tuple[Precision, ...], engine: str) -> EngineLimits:
+def engine_limits(graph: LayerGraph, cluster: Cluster, precisions: tuple[LayerOption, ...], engine: str) -> EngineLimits:
     """Raises InfeasibleError when the engine cannot load the model, or can use no device of the cluster."""
     if engine == "vllm" and any(linear.experts > 1 for kind in graph.kinds for linear in kind.linears):
         reason = f"vllm was not seen to load experts stored as one tensor, as those of {graph.model} are; use --engine local"
@@ -54,7 +55,7 @@ def without_devices(costs: CostTable, usable: Iterable[Device]) -> CostTable:
     return replace(costs, prefill=tuple(map(masked, costs.prefill)), decode=tuple(map(masked, costs.decode)))
 
 
-def _refusal(graph: LayerGraph, device: Device, precisions: tuple[Precision, ...], engine: str) -> Support | None:
+def _refusal(graph: LayerGraph, device: Device, precisions: tuple[LayerOption, ...], engine: str) -> Support | None:
     """Why the device can run some kind of layer at none of the precisions; None when it can run all."""
     for kind in graph.kinds:
         answers = [layer_support(engine, device.type, precision, kind) for precision in precisions]
@@ -63,10 +64,10 @@ def _refusal(graph: LayerGraph, device: Device, precisions: tuple[Precision, ...
     return None
 
 
-def _partly(graph: LayerGraph, usable: tuple[Device, ...], precisions: tuple[Precision, ...], engine: str) -> tuple[str, ...]:
+def _partly(graph: LayerGraph, usable: tuple[Device, ...], precisions: tuple[LayerOption, ...], engine: str) -> tuple[str, ...]:
     """A notice for every precision that some usable device lacks."""
     found = []
-    for precision in precisions:
+    for precision in (option for option in precisions if isinstance(option, Precision)):
         lacking = []
         for device in usable:
             answers = (layer_support(engine, device.type, precision, kind) for kind in graph.kinds)

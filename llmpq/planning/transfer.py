@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
 
+from llmpq.layer_option import mean_bits, parse_option
 from llmpq.planning.baselines import whole_groups
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.fallback import Answer
 from llmpq.planning.published import adabits, best_within_budget, least_lossy
 from llmpq.planning.search import Start, rows_of
-from llmpq.precision import parse_precision
 from llmpq.program import Program
 from llmpq.solver.milp import breaks
 from llmpq.solver.problem import Assignment, Problem, evaluate
@@ -55,7 +55,7 @@ def improve(program: Program, start: Start) -> Start:
 def _trades(problem: Problem, assignment: Assignment) -> Iterator[Stages]:
     """One layer of a pioneer against as many of the straggler as weigh the same, or one layer of the straggler for nothing."""
     stages = _stages(problem, assignment)
-    bits = tuple(parse_precision(option).num_bits for option in problem.options)
+    bits = tuple(mean_bits(parse_option(option)) for option in problem.options)
     straggler = max((j for j, held in enumerate(stages) if held), key=lambda j: _seconds(problem, assignment, j))
     for pioneer, other in permutations(range(len(stages)), 2):
         if other != straggler:
@@ -63,7 +63,7 @@ def _trades(problem: Problem, assignment: Assignment) -> Iterator[Stages]:
         for low in set(stages[straggler]):
             yield _exchanged(stages, (straggler, pioneer), (low,), ())
             for high in set(stages[pioneer]):
-                count = bits[high] // bits[low]
+                count = int(bits[high] // bits[low])
                 if high != low and count >= 1 and stages[straggler].count(low) >= count:
                     yield _exchanged(stages, (straggler, pioneer), (low,) * count, (high,))
 

@@ -15,7 +15,8 @@ from llmpq.hardware.kernel_shapes import layer_support
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import ComputeDtype, DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality
 from llmpq.plan import Stage as PlannedStage
-from llmpq.precision import Precision, parse_precisions
+from llmpq.layer_option import parse_options
+from llmpq.precision import Precision
 from llmpq.profiling.random_weights import fill
 from llmpq.program import Program, Request
 from llmpq.quantization.quantized_linear import prepare_linears
@@ -140,7 +141,7 @@ def lowered(subject: Subject, options: tuple[str, ...]) -> GraphModule:
         quality=Quality(0.0, None, "none"),
         optimality=Optimality(0.0, None, False, "one device"),
     )
-    request = Request(subject.cluster, workload, parse_precisions(tuple(dict.fromkeys(options))))
+    request = Request(subject.cluster, workload, parse_options(tuple(dict.fromkeys(options))))
     program = Program(subject.graph, request, compute_dtype=subject.compute_dtype, plan=plan, graph_module=subject.traced)
     (stage,) = run_passes(program, parse_pipeline(LOWERING)).require("stages")
     found: GraphModule = stage

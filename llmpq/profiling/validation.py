@@ -14,8 +14,8 @@ from llmpq.costs.profile import Profile
 from llmpq.errors import InputError
 from llmpq.generation import SamplingParams
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_options
 from llmpq.plan import Plan
-from llmpq.precision import parse_precisions
 from llmpq.profiling.probe import Clock
 from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.runtime.engine import batch_schedule, interpret
@@ -106,7 +106,7 @@ def validate(
     if not isinstance(plan.workload, Batch):
         raise InputError(f"{compiled.directory}: was planned for serving; validate runs plans for a batch (--batch-size)")
     workload = replace(plan.workload, gen_len=min(plan.workload.gen_len, QUICK_TOKENS)) if quick else plan.workload
-    precisions = parse_precisions(tuple(dict.fromkeys(plan.options)))
+    precisions = parse_options(tuple(dict.fromkeys(plan.options)))
     costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)
     places = enumerate(zip(compiled.stages, compiled.torch_devices))
     spec = pipeline_spec(plan, graph, compiled.compute_dtype)

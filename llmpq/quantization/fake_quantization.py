@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from llmpq.graph import LayerGraph, Linear
-from llmpq.precision import Precision
+from llmpq.layer_option import LayerOption
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.rounding import quantize_activation_per_token
 
@@ -26,13 +26,13 @@ def weight_of(model: nn.Module, path: str) -> Tensor:
 
 
 @contextmanager
-def fake_quantized(model: nn.Module, graph: LayerGraph, precisions: Mapping[int, Precision]) -> Iterator[None]:
-    """The layers named at their precisions inside the block: rounded weights, and rounded inputs for w8a8."""
+def fake_quantized(model: nn.Module, graph: LayerGraph, options: Mapping[int, LayerOption]) -> Iterator[None]:
+    """The layers named at their options inside the block: rounded weights, and rounded inputs for w8a8."""
     kept: list[tuple[Tensor, Tensor]] = []
     handles = []
     try:
-        for layer, path, _ in quantizable_linears(graph):
-            precision = precisions.get(layer)
+        for layer, path, linear in quantizable_linears(graph):
+            precision = options[layer].of(linear.part) if layer in options else None
             if precision is None or not precision.is_quantized:
                 continue
             weight = weight_of(model, path)

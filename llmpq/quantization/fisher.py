@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmpq.precision import Precision
+from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
 from llmpq.quantization.output_noise import Noise, layer_output
@@ -22,12 +22,13 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
 
     To second order the divergence is 1/2 E[(g . n)^2]: n what rounding adds to the output of a linear, g the gradient there of
     the loss on tokens drawn from the model's own predictions, whose covariance is the Fisher information. Summed over the
-    linears of a layer within a token; what tokens share with each other is left out.
+    linears of a layer, or of a part of it, within a token; what tokens share with each other is left out.
     """
     started = time.perf_counter()
     model, graph = measured.model, measured.graph
     model.requires_grad_(False)
-    totals = {precision.name: [0.0] * graph.num_layers for precision in precisions}
+    keys: list[tuple[str, Part | None]] = [(precision.name, part) for precision in precisions for part in (None, *PARTS)]
+    totals = {key: [0.0] * graph.num_layers for key in keys}
     draw = torch.Generator().manual_seed(SEED)
     rounded = {
         (path, precision): quantize_clipped(weight_of(model, path), precision)
@@ -37,15 +38,18 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
     for window in measured.windows:
         seen = _backward(model, [path for _, path, _ in quantizable_linears(graph)], graph.layer_names[0], window, draw)
         for precision in precisions:
-            products: dict[int, Tensor] = {}
-            for layer, path, _ in quantizable_linears(graph):
+            products: dict[tuple[int, Part | None], Tensor] = {}
+            for layer, path, linear in quantizable_linears(graph):
                 if path in seen:
                     product = _felt(weight_of(model, path), rounded[path, precision], *seen[path])
-                    products[layer] = products[layer] + product if layer in products else product
-            for layer, product in products.items():
-                totals[precision.name][layer] += float(product.square().mean()) / 2 / len(measured.windows)
+                    for key in ((layer, None), (layer, linear.part)):
+                        products[key] = products[key] + product if key in products else product
+            for (layer, part), product in products.items():
+                totals[precision.name, part][layer] += float(product.square().mean()) / 2 / len(measured.windows)
     seconds = round((time.perf_counter() - started) / len(precisions), 3)
-    return {name: Noise(tuple(layers), seconds) for name, layers in totals.items()}
+    found = {key: tuple(figures) for key, figures in totals.items()}
+    names = [precision.name for precision in precisions]
+    return {name: Noise(found[name, None], found[name, "attention"], found[name, "mlp"], seconds) for name in names}
 
 
 def _felt(weight: Tensor, rounded: QuantizedWeight, inputs: Tensor, gradient: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llmpq.precision import Precision
+from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
 from llmpq.quantization.scoring import Measurements
@@ -19,10 +19,16 @@ Energy = Callable[[Tensor], float]  # matrix M [rows, in_features] -> E|M x|^2, 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """A figure for every layer at one precision; seconds: what computing it took."""
+    """A figure for every layer at one precision, and for its parts alone; seconds: what computing it took."""
 
     layers: tuple[float, ...]
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
     seconds: float
+
+    def of(self, layer: int, part: Part | None) -> float:
+        """The figure of a part of a layer; None: of the whole."""
+        return {None: self.layers, "attention": self.attention, "mlp": self.mlp}[part][layer]
 
 
 def variance_energy(inputs: Tensor) -> Energy:
@@ -49,15 +55,15 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
     """
     started = time.perf_counter()
     energy_of, model, graph = ENERGIES[indicator], measured.model, measured.graph
-    ratios = {precision.name: [0.0] * graph.num_layers for precision in precisions}
+    ratios = {precision.name: {part: [0.0] * graph.num_layers for part in PARTS} for precision in precisions}
     written = [0.0] * graph.num_layers
 
-    def observe(layer: int, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def observe(layer: int, path: str, part: Part) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().float().flatten(0, -2)
             energy, weight = energy_of(x), weight_of(model, path)
             for precision in precisions:
-                ratios[precision.name][layer] += noise_to_signal(weight, x, energy, precision)
+                ratios[precision.name][part][layer] += noise_to_signal(weight, x, energy, precision)
 
         return hook
 
@@ -69,7 +75,8 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
         return hook
 
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(observe(layer, path)) for layer, path, _ in quantizable_linears(graph)
+        model.get_submodule(path).register_forward_pre_hook(observe(layer, path, linear.part))
+        for layer, path, linear in quantizable_linears(graph)
     ]
     handles += [
         model.get_submodule(name).register_forward_hook(compare(layer), with_kwargs=True)
@@ -78,8 +85,14 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
     _run_without_head(model, measured.windows, handles)
     seconds = round((time.perf_counter() - started) / len(precisions), 3)
     return {
-        name: Noise(tuple(ratio * share for ratio, share in zip(layers, written)), seconds) for name, layers in ratios.items()
+        name: _noise([[r * w for r, w in zip(parts[part], written)] for part in PARTS], seconds) for name, parts in ratios.items()
     }
+
+
+def _noise(parts: Sequence[Sequence[float]], seconds: float) -> Noise:
+    """Of a layer the sum of its parts."""
+    attention, mlp = map(tuple, parts)
+    return Noise(tuple(map(sum, zip(attention, mlp))), attention, mlp, seconds)
 
 
 def layer_output(value: Any) -> Tensor:

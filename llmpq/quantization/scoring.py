@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmpq.checkpoint.reader import Checkpoint
 from llmpq.evaluation import Estimate, estimate
 from llmpq.graph import LayerGraph
-from llmpq.precision import Precision
+from llmpq.layer_option import SEPARATOR, LayerOption
 from llmpq.program import Calibration
 from llmpq.quantization.fake_quantization import fake_quantized
 from llmpq.quantization.original import load_original
@@ -71,31 +71,31 @@ class Measurements:
         with torch.inference_mode():
             return kept_log_probs(logits_of(self.model, self.graph, 0, (), self.windows), len(self.windows))
 
-    def together(self, precisions: Sequence[Precision]) -> Loss:
-        """The loss with layer i at precisions[i], all at once."""
-        names = ",".join(precision.name for precision in precisions)
+    def together(self, options: Sequence[LayerOption]) -> Loss:
+        """The loss with layer i at options[i], all at once."""
+        names = ",".join(option.name for option in options)
         name = f"together-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
-        return self.store.get_or(name, Loss, lambda: self._measure(dict(enumerate(precisions)), 0, ()))
+        return self.store.get_or(name, Loss, lambda: self._measure(dict(enumerate(options)), 0, ()))
 
-    def alone(self, cells: Sequence[tuple[int, Precision]], advance: Advance = lambda what, done, total: None) -> list[Loss]:
-        """The loss of each (layer, precision) with that layer alone rounded; layers before it run once for all of them."""
-        found: dict[tuple[int, Precision], Loss | None] = {cell: self.store.get(_cell_name(*cell), Loss) for cell in cells}
+    def alone(self, cells: Sequence[tuple[int, LayerOption]], advance: Advance = lambda what, done, total: None) -> list[Loss]:
+        """The loss of each (layer, option) with that layer alone rounded; layers before it run once for all of them."""
+        found: dict[tuple[int, LayerOption], Loss | None] = {cell: self.store.get(_cell_name(*cell), Loss) for cell in cells}
         missing = [cell for cell in cells if found[cell] is None]
         prefix: Prefix = ()
         for layer in range(max((layer for layer, _ in missing), default=-1) + 1):
-            for precision in [precision for at, precision in missing if at == layer]:
-                measured = self._measure({layer: precision}, layer, prefix)
-                found[layer, precision] = self.store.put(_cell_name(layer, precision), measured)
+            for option in [option for at, option in missing if at == layer]:
+                measured = self._measure({layer: option}, layer, prefix)
+                found[layer, option] = self.store.put(_cell_name(layer, option), measured)
                 advance("score layers", sum(value is not None for value in found.values()), len(found))
             if any(at > layer for at, _ in missing):
                 with torch.inference_mode():
                     prefix = next_prefix(self.model, self.graph, layer, prefix, self.windows)
         return [loss for cell in cells if (loss := found[cell]) is not None]
 
-    def _measure(self, precisions: dict[int, Precision], layer: int, prefix: Prefix) -> Loss:
+    def _measure(self, options: dict[int, LayerOption], layer: int, prefix: Prefix) -> Loss:
         base = self.base
         started = time.perf_counter()
-        with torch.inference_mode(), fake_quantized(self.model, self.graph, precisions):
+        with torch.inference_mode(), fake_quantized(self.model, self.graph, options):
             logits = logits_of(self.model, self.graph, layer, prefix, self.windows)
             differences = [_difference(*each) for each in zip(base, logits, self.windows)]
         divergences, increases = zip(*differences)
@@ -131,5 +131,5 @@ def _difference(base: Tensor, logits: Tensor, window: Tensor) -> tuple[Tensor, T
     return divergence, increase
 
 
-def _cell_name(layer: int, precision: Precision) -> str:
-    return f"alone-{layer:03}-{precision.name}"
+def _cell_name(layer: int, option: LayerOption) -> str:
+    return f"alone-{layer:03}-{option.name.replace(SEPARATOR, '+')}"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from llmpq.layer_option import SEPARATOR
 from llmpq.plan import Plan, Stage
 from llmpq.precision import PRECISIONS
 from llmpq.report.markup import Markup, section, tag
@@ -18,6 +19,9 @@ def layers_section(plan: Plan) -> Markup:
 
 def _meaning(option: str) -> str:
     """The option in words, where it is one of the library's."""
+    if SEPARATOR in option:
+        attention, _, mlp = option.partition(SEPARATOR)
+        return f"{_meaning(attention)} in the attention, {_meaning(mlp)} in the mlp"
     precision = PRECISIONS.get(option)
     if precision is None:
         return "of its own"

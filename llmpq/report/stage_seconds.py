@@ -8,9 +8,9 @@ from llmpq.costs.profile import Profile
 from llmpq.costs.serving import mean_step_costs
 from llmpq.costs.table import phase_costs
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import LayerOption, parse_option
 from llmpq.plan import Plan
 from llmpq.planning.candidates import TOKEN_BYTES
-from llmpq.precision import Precision, parse_precision
 from llmpq.workload import Batch, Serving
 
 
@@ -31,7 +31,7 @@ class StageSeconds:
 def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None) -> StageSeconds:
     """As the planner charges them. profile: what the plan rests on, where its times were measured."""
     devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
-    precisions = tuple(map(parse_precision, dict.fromkeys(plan.options)))
+    precisions = tuple(map(parse_option, dict.fromkeys(plan.options)))
     rows, workload = plan.pipeline.decode_micro_batch, plan.workload
     if isinstance(workload, Serving):
         step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows)
@@ -59,7 +59,7 @@ def _shapes(plan: Plan, workload: Batch) -> tuple[tuple[int, int, int, int], tup
     )
 
 
-def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[Precision, ...], costs: PhaseCosts) -> tuple[float, ...]:
+def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], costs: PhaseCosts) -> tuple[float, ...]:
     """Seconds of each stage's layers, embedding and head included. An option that its device cannot run takes none."""
     column = {precision.name: index for index, precision in enumerate(precisions)}
     layers = [

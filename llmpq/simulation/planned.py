@@ -12,9 +12,9 @@ from llmpq.errors import InputError
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.link import Link
+from llmpq.layer_option import parse_option
 from llmpq.op_graph import Size
 from llmpq.plan import Load, Plan, Stage
-from llmpq.precision import parse_precision
 from llmpq.simulation.pipeline import Seconds
 from llmpq.simulation.requests import Request
 from llmpq.simulation.scheduler import Policy, StepShape
@@ -98,7 +98,7 @@ class StageTimes:
 
     def _layer_s(self, device: Device, kind: LayerKind, option: str, step: "_Step") -> float:
         dtype, window = self.plan.compute_dtype, kind.attention.window
-        products = products_s(device, kind.ops, kind.linears, parse_precision(option), step.measure, dtype, self.engine)
+        products = products_s(device, kind.ops, kind.linears, parse_option(option), step.measure, dtype, self.engine)
         seconds = products + streams_s(device, kind.ops, step.measure, dtype) + overhead_s(device)
         if step.sequences:
             seconds += attention_s(device, kind.ops, window, step.sequences, 1, step.context, dtype)

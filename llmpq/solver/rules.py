@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmpq.errors import RuleError
-from llmpq.precision import PRECISIONS, parse_precision
+from llmpq.layer_option import SEPARATOR, mean_bits, parse_option
+from llmpq.precision import PRECISIONS
 from llmpq.solver.problem import Problem, Row, Sense
 from llmpq.solver.rule_syntax import Comparison, Count, Device, Layers, Name, Operator, parse_comparison
 
@@ -16,7 +17,10 @@ Cell = tuple[int, int, int]  # layer, device, option
 
 @dataclass(frozen=True, slots=True)
 class RuleContext:
-    """What rules speak of: `devices` in pipeline order, `known_devices` all there are; weight bits, parameters of a layer."""
+    """What rules speak of: `devices` in pipeline order, `known_devices` all there are; weight bits, parameters of a layer.
+
+    An option such as w4a16/w8a8 keeps a rule about bits or precisions when both of its parts do; its `option_bits` are the mean.
+    """
 
     num_layers: int
     devices: tuple[str, ...]
@@ -28,7 +32,7 @@ class RuleContext:
     @staticmethod
     def of(problem: Problem, parameters: tuple[int, ...], known_devices: tuple[str, ...] = ()) -> "RuleContext":
         """The context of a problem whose options are names of precisions."""
-        bits = tuple(float(parse_precision(option).num_bits) for option in problem.options)
+        bits = tuple(mean_bits(parse_option(option)) for option in problem.options)
         known = tuple(dict.fromkeys((*known_devices, *problem.devices)))
         return RuleContext(problem.num_layers, problem.devices, known, problem.options, bits, parameters)
 
@@ -109,12 +113,28 @@ class _Rows:
         """The cells among these that break the comparison of a bits, precision or device."""
         operator, operand = self.comparison.operator, self.comparison.operand
         if isinstance(operand, float):
-            return [cell for cell in cells if not _compare(self.context.option_bits[cell[2]], operator, operand)]
+            return [cell for cell in cells if not all(_compare(bits, operator, operand) for bits in self._bits(cell[2]))]
         assert isinstance(operand, tuple)
-        number = self._device_index if attribute == "device" else self._option
-        named = {number(name) for name in operand}
-        position = 1 if attribute == "device" else 2
-        return [cell for cell in cells if (cell[position] in named) == (operator == "!=")]
+        if attribute == "device":
+            devices = {self._device_index(name) for name in operand}
+            return [cell for cell in cells if (cell[1] in devices) == (operator == "!=")]
+        named = {self._option_name(name) for name in operand}
+        return [cell for cell in cells if not self._is_meant(cell[2], named, operator)]
+
+    def _is_meant(self, option: int, named: set[str], operator: Operator) -> bool:
+        """Whether an option, or each of its parts, is one of those named; with != none of them."""
+        name = self.context.options[option]
+        parts = name.split(SEPARATOR)
+        if operator == "!=":
+            return name not in named and named.isdisjoint(parts)
+        return name in named or named.issuperset(parts)
+
+    def _bits(self, option: int) -> tuple[float, ...]:
+        """Weight bits of every part of an option."""
+        name = self.context.options[option]
+        if SEPARATOR not in name:
+            return (self.context.option_bits[option],)
+        return tuple(float(precision.num_bits) for precision in parse_option(name).parts)
 
     def _same_device(self, left: Layers, right: Layers) -> tuple[Row, ...]:
         pairs = [(a, b) for a in self._layers(left) for b in self._layers(right) if a != b]
@@ -181,13 +201,16 @@ class _Rows:
 
     def _option(self, name: Name) -> int | None:
         """Index among the options; None for a precision that is known and not among them."""
-        options = self.context.options
+        key = self._option_name(name)
+        return self.context.options.index(key) if key in self.context.options else None
+
+    def _option_name(self, name: Name) -> str:
         aliases = {"bf16": "16", "fp16": "16", "w16a16": "16"}
         key = aliases.get(name.text.lower(), name.text.lower())
-        if key not in options and key not in PRECISIONS:
-            known = ", ".join(dict.fromkeys((*options, *PRECISIONS)))
+        if key not in self.context.options and key not in PRECISIONS:
+            known = ", ".join(dict.fromkeys((*self.context.options, *PRECISIONS)))
             raise self._fail(f"precision {name.text!r} is unknown; known are {known}", name.column)
-        return options.index(key) if key in options else None
+        return key
 
 
 def _compare(bits: float, operator: Operator, limit: float) -> bool:
