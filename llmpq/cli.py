@@ -3,13 +3,15 @@
 import os
 import sys
 import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from llmpq import __version__
-from llmpq.errors import LlmpqError
+from llmpq.errors import LlmpqError, LlmpqWarning
 from llmpq.suggest import did_you_mean
 
 COMMANDS: dict[str, str] = {
@@ -35,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "devices": "Known device types, and the devices of this machine.",
     "passes": "Known passes.",
     "backends": "Known backends.",
+    "completion": "What makes a shell complete commands and names.",
 }
 INTERRUPTED = 130
 NAMED_BY_THE_USER = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -54,7 +57,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             raise click.UsageError(f"no command {args[0]!r}; `llmpq --help` lists them{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
@@ -79,7 +82,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = cli.main(arguments, prog_name="llmpq", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = cli.main(arguments, prog_name="llmpq", standalone_mode=False)
     except LlmpqError as error:
         code = _report(error, str(error), error.exit_code, debug)
     except click.ClickException as error:
@@ -96,6 +101,23 @@ def main() -> None:
         # the one place where anything may arrive: a defect of ours, told in a line as all else is
         code = _report(error, _internal(error), 1, debug)
     sys.exit(code or 0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What we warn of, as one line; warnings of libraries as Python shows them."""
+    if issubclass(category, LlmpqWarning):
+        from llmpq.commands.output import notice
+
+        notice(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _internal(error: Exception) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands import completions
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress, stdout
@@ -12,7 +13,7 @@ from llmpq.commands.signals import stopped_by_sigterm
 
 
 @click.command("compile")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
@@ -35,7 +36,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
         )
         print_program(stopped, as_json)
         return
-    with progress("planning") as advance, explained(as_json), stopped_by_sigterm():
+    with progress(planning.title) as advance, explained(as_json), stopped_by_sigterm():
         compiled = compile(
             model,
             planning.cluster,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output import output_options, print_json, stdout
 from llmpq.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("diff")
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the difference as JSON.")
+@output_options
 def command(first: Path, second: Path, as_json: bool) -> None:
     """What changes from plan A to plan B; each is a compiled model, or a file of `llmpq plan --json`."""
     from llmpq.answers.difference import difference

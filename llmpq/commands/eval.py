@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpq.commands.output import print_json, progress, stdout
+from llmpq.commands.output import output_options, print_json, progress, stdout
 from llmpq.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Scorer:
 @click.option("--window", type=click.IntRange(min=2), help=f"Tokens of a window; by default {WINDOW}, or what the model takes.")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens that a window moves by; by default half a window.")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Only the first tokens of the text.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(
     model: str, text: str, against: str | None, window: int | None, stride: int | None, max_tokens: int | None, as_json: bool
 ) -> None:

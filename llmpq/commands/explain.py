@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 
 
 @click.command("explain")
@@ -15,7 +15,7 @@ from llmpq.commands.output import notice, print_json, progress, stdout
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="The table the plan was made with; else stored, or prior.")
 @click.option("--profile", type=click.Path(path_type=Path), help="The file of `llmpq profile` that the plan was made with.")
 @click.option("--time-limit", type=float, default=5.0, show_default=True, help="Seconds of each search.")
-@click.option("--json", "as_json", is_flag=True, help="Print the explanation as JSON.")
+@output_options
 def command(
     plan: Path,
     layer: int | None,

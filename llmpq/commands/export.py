@@ -4,18 +4,26 @@ from pathlib import Path
 
 import click
 
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands import completions
+from llmpq.commands.output import is_quiet, output_options, print_json, progress, stdout
 from llmpq.errors import InputError
 
 
 @click.command("export")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "engine", required=True, metavar="ENGINE", help="vllm, transformers, device-map or llama.cpp.")
+@click.option(
+    "--to",
+    "engine",
+    required=True,
+    shell_complete=completions.targets,
+    metavar="ENGINE",
+    help="vllm, transformers, device-map or llama.cpp.",
+)
 @click.option("--out", "-o", "directory", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 @click.option("--check", is_flag=True, help="vllm: serve it once, compare log-probabilities and the number of KV blocks.")
 @click.option("--python", help="For --check: the interpreter that has vLLM.")
 @click.option("--text", default="report", show_default=True, help="For --check: a text file, or a bundled text.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(out: Path, engine: str, directory: Path, check: bool, python: str | None, text: str, as_json: bool) -> None:
     """Write the compiled model in OUT as another engine takes it, with a README of what was decided."""
     from llmpq.export.target import find_target
@@ -25,7 +33,8 @@ def command(out: Path, engine: str, directory: Path, check: bool, python: str | 
         raise InputError(f"--check runs vLLM; of an export to {engine} nothing is run: leave --check out")
     from llmpq.compiled import load
 
-    load(out).export(directory, to=engine)
+    with progress("exporting"):
+        load(out).export(directory, to=engine)
     names = sorted(path.name for path in directory.iterdir())
     checked = _check(out, directory, python, text) if check else None
     if as_json:
@@ -43,8 +52,9 @@ def _check(out: Path, directory: Path, python: str | None, text: str) -> object:
     from llmpq.commands.engine_check import check
 
     server, settings = server_of(directory, python)
-    click.echo(f"llmpq: checking with PYTHON={server.python} {' '.join(server.command)}", err=True)
-    with server:
+    if not is_quiet():
+        click.echo(f"llmpq: checking with PYTHON={server.python} {' '.join(server.command)}", err=True)
+    with server, progress("checking"):
         return check(server, settings, out, text)
 
 

@@ -4,11 +4,11 @@ import click
 from rich.table import Column, Table
 
 from llmpq.commands.list_passes import import_doc
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output import output_options, print_json, stdout
 
 
 @click.command("backends")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(as_json: bool) -> None:
     """Known backends: what executes a compiled model."""
     from llmpq.backend import BACKENDS, load_backend

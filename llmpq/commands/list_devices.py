@@ -3,7 +3,8 @@
 import click
 from rich.table import Column, Table
 
-from llmpq.commands.output import notice, print_json, stdout
+from llmpq.commands import completions
+from llmpq.commands.output import notice, output_options, print_json, stdout
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.devices import DeviceType, device_types
 from llmpq.hardware.support import support
@@ -12,8 +13,10 @@ from llmpq.units import format_bandwidth, format_bytes
 
 
 @click.command("devices")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--engine", default="local", show_default=True, help="Whose supported precisions to show.")
+@output_options
+@click.option(
+    "--engine", default="local", show_default=True, shell_complete=completions.engines, help="Whose supported precisions to show."
+)
 def command(as_json: bool, engine: str) -> None:
     """Known device types with their figures, and the devices of this machine."""
     here = Cluster.discover()

@@ -3,12 +3,12 @@
 import click
 from rich.table import Column, Table
 
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output import output_options, print_json, stdout
 from llmpq.passmanager import PASSES, load_pass
 
 
 @click.command("passes")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(as_json: bool) -> None:
     """Known passes: what each requires and provides."""
     rows = []

@@ -4,12 +4,13 @@ from typing import Any
 
 import click
 
+from llmpq.commands import completions
 from llmpq.commands.limits import answer
 from llmpq.commands.options import planning_options
 
 
 @click.command("max-batch")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 def command(model: str, **values: Any) -> None:
     """The largest batch that fits, for each choice of precisions."""

@@ -6,6 +6,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from llmpq.commands import completions
+from llmpq.commands.output import output_options
 from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
 from llmpq.errors import InputError
 from llmpq.options import Options, PlanningOptions
@@ -30,19 +32,37 @@ _OPTIONS = (
     click.option(
         "--granularity", default="layer", show_default=True, help="layer, or part: attention and mlp may differ in precision."
     ),
-    click.option("--engine", default="local", show_default=True, help="What will run the plan."),
+    click.option(
+        "--engine", default="local", show_default=True, shell_complete=completions.engines, help="What will run the plan."
+    ),
     click.option("--constraint", "constraints", multiple=True, metavar="RULE", help='For instance "layers[0:2].bits >= 8".'),
     click.option("--calibration", type=click.Path(dir_okay=False), help="A text for the indicator; a bundled one by default."),
-    click.option("--quantizer", default="auto", show_default=True, help="gptq, rtn (round to nearest) or auto: gptq if it can."),
+    click.option(
+        "--quantizer",
+        default="auto",
+        show_default=True,
+        shell_complete=completions.quantizers,
+        help="gptq, rtn (round to nearest) or auto: gptq if it can.",
+    ),
     click.option("--tune", type=click.Path(), help="The text on which quality is checked; a bundled one by default."),
     click.option("--report", type=click.Path(), help="A text measured once, at the end; a bundled one by default."),
     click.option("--quality-check/--no-quality-check", default=True, help="Measure quality; plan again if it breaks the target."),
     click.option(
-        "--indicator", default="auto", show_default=True, help="Sensitivity: fisher, variance, hessian, measured, random, prior."
+        "--indicator",
+        default="auto",
+        show_default=True,
+        shell_complete=completions.indicators,
+        help="Sensitivity: fisher, variance, hessian, measured, random, prior.",
     ),
     click.option("--sensitivity", type=click.Path(), help="A sensitivity table to use instead of an indicator."),
     click.option("--profile", type=click.Path(dir_okay=False), help="Times of a machine, as `llmpq profile` measured them."),
-    click.option("--assign", default="assign-joint", show_default=True, help="The assignment pass: assign-joint or a baseline."),
+    click.option(
+        "--assign",
+        default="assign-joint",
+        show_default=True,
+        shell_complete=completions.assignments,
+        help="The assignment pass: assign-joint or a baseline.",
+    ),
     click.option("--passes", "pipeline", metavar="SPEC", help='All passes, such as "derive-costs,…,assign-joint{gap=1e-4}".'),
     click.option("--extra-pass", "passes", multiple=True, metavar="PASS", help="A lowering pass of your own, module:Class."),
     click.option("--gap", type=float, default=1e-3, show_default=True, help="Relative optimality gap at which the search stops."),
@@ -50,7 +70,7 @@ _OPTIONS = (
     click.option("--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."),
     click.option("--print-after", multiple=True, metavar="PASS", help="The same after it."),
     click.option("--stop-after", metavar="PASS", help="Stop behind this pass and print the program; nothing is written."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    output_options,
 )
 
 
@@ -71,6 +91,11 @@ class Planning:
     observer: Observer
     before: Observer
     last: str | None
+
+    @property
+    def title(self) -> str:
+        """What a terminal is told while the search goes on."""
+        return f"planning, at most {self.options['time_limit_s']:g} s of search"
 
     @staticmethod
     def of(values: dict[str, Any]) -> "Planning":

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Timer
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -30,8 +30,35 @@ from llmpq.serialize import to_json
 from llmpq.units import format_bytes, format_seconds
 from llmpq.workload import Serving
 
+F = TypeVar("F", bound=Callable[..., Any])
 ProgressCallback = Any
 PATIENCE_S = 1.0  # of silence before a terminal is told what is going on
+QUIET = "llmpq.quiet"  # in the meta of click's context
+
+
+def json_option(function: F) -> F:
+    """Add --json, handed on as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def quiet_option(function: F) -> F:
+    """Add --quiet, which `notice` and `progress` obey; the command itself does not see it."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.meta[QUIET] = value
+
+    told = "No notices and no progress on stderr; errors are told all the same."
+    return click.option("--quiet", "-q", is_flag=True, expose_value=False, callback=keep, help=told)(function)
+
+
+def output_options(function: F) -> F:
+    """Add what every command with a result takes: --json and --quiet."""
+    return json_option(quiet_option(function))
+
+
+def is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 def stdout() -> Console:
@@ -47,8 +74,9 @@ def print_json(value: Any) -> None:
 
 
 def notice(text: str) -> None:
-    """One line of advice on stderr."""
-    click.echo(f"llmpq: notice: {text}", err=True)
+    """One line of advice on stderr, unless the command was told to be quiet."""
+    if not is_quiet():
+        click.echo(f"llmpq: notice: {text}", err=True)
 
 
 @contextmanager
@@ -60,7 +88,7 @@ def progress(first: str = "starting") -> Iterator[ProgressCallback]:
     console, tasks = stderr(), dict[str, TaskID]()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, *times, console=console, transient=True, disable=is_quiet() or not console.is_terminal)
 
     def wait() -> None:
         if not tasks:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from llmpq.commands import completions
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 from llmpq.units import format_bytes
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("pareto")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 @click.option("--points", type=click.IntRange(min=1), default=12, show_default=True, help="Plans at most.")
 @click.option("--search-limit", type=float, default=5.0, show_default=True, help="Seconds of each search.")

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands import completions
 from llmpq.commands.answers import answer_options, assignment, is_asked, print_answers
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
@@ -11,7 +12,7 @@ from llmpq.commands.output import print_kv_blocks, print_plan, print_program, pr
 
 
 @click.command("plan")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 @answer_options
 def command(model: str, as_json: bool, **values: Any) -> None:
@@ -22,7 +23,7 @@ def command(model: str, as_json: bool, **values: Any) -> None:
     from llmpq.compiler import plan
 
     planning = Planning.of(values | {"assign": assignment(values)})
-    with progress("planning"), explained(as_json):
+    with progress(planning.title), explained(as_json):
         program = plan(
             model,
             planning.cluster,

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands import completions
+from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
 from llmpq.units import format_bandwidth, format_seconds
 
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command("profile")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers are measured at.")
 @click.option("--quick", is_flag=True, help="A coarse grid, under a minute.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
 @click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="The file; profile.json by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+@output_options
 def command(
     model: str, precisions: str, quick: bool, device: str, speed: float, link: bool, out: Path | None, as_json: bool
 ) -> None:

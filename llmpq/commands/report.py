@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output import output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
 from llmpq.units import format_bytes
 
@@ -15,7 +15,7 @@ from llmpq.units import format_bytes
 @click.option("--out", "-o", "out", type=OutputFile(), required=True, help="The HTML file to write.")
 @click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="The profile that the plan rests on.")
 @click.option("--validation", type=click.Path(path_type=Path, dir_okay=False), help="What `llmpq validate OUT --json` printed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(path: Path, out: Path, profile: Path | None, validation: Path | None, as_json: bool) -> None:
     """Write one self-contained page about a compiled model, or about a plan that `llmpq plan --json` printed.
 
@@ -27,7 +27,8 @@ def command(path: Path, out: Path, profile: Path | None, validation: Path | None
     from llmpq.report.sources import read_report
     from llmpq.serialize import loads
 
-    report = read_report(path, None if profile is None else read_profile(profile))
+    with progress("planning again"):
+        report = read_report(path, None if profile is None else read_profile(profile))
     if validation is not None:
         from llmpq.profiling.validation import Validation
 

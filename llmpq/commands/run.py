@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpq.commands.output import print_json
+from llmpq.commands.output import output_options, print_json, progress
 from llmpq.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--processes", is_flag=True, help="One process per stage on this machine; under torchrun this is implied.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(
     out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, as_json: bool, **sampling: Any
 ) -> None:
@@ -49,6 +49,8 @@ def command(
         names = [f"stage {index} ({stage.device})" for index, stage in enumerate(compiled.plan.stages)]
         sys.exit(launch([sys.executable, "-m", "llmpq", *sys.argv[1:]], len(names), names.__getitem__))
     else:
+        with progress("loading"):
+            _ = compiled.stages
         _generate(compiled, texts, as_json, compiled.backend, sampling)
 
 

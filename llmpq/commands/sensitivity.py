@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands import completions
+from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InputError
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command("sensitivity")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @click.option("--indicator", default="fisher", show_default=True, help="fisher, variance, hessian, measured, random or prior.")
 @click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers may be kept at.")
 @click.option("--text", "--calibration", "text", help="A text, .jsonl file or dataset:NAME; a bundled text by default.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="Write the table, for --sensitivity.")
 @click.option("--compare", is_flag=True, help="All indicators beside each other: rank correlation, additivity, seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(
     model: str, indicator: str, precisions: str, text: str | None, out: Path | None, compare: bool, as_json: bool
 ) -> None:

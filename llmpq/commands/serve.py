@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from llmpq.commands.output import print_json
+from llmpq.commands.output import is_quiet, print_json, quiet_option
 from llmpq.errors import BackendError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -27,16 +27,16 @@ INTERRUPTED = 130
     "--check", "checking", is_flag=True, help="Compare with the dequantized reference and the predicted KV blocks first."
 )
 @click.option("--text", default="report", show_default=True, help="For --check: a text file, or a bundled text.")
-@click.option("--quiet", is_flag=True, help="Do not show what vLLM says.")
+@quiet_option
 def command(
-    out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, checking: bool, text: str, quiet: bool
+    out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, checking: bool, text: str
 ) -> None:
     """Serve OUT, a compiled model or its export to vllm, until interrupted. Further options go to vLLM as they are."""
     from llmpq.backends.vllm_environment import server_of
     from llmpq.commands.engine_check import check
 
     with _export_of(out) as (directory, weights):
-        log = (lambda line: None) if quiet else (lambda line: click.echo(f"[vllm] {line}", err=True))
+        log = (lambda line: None) if is_quiet() else (lambda line: click.echo(f"[vllm] {line}", err=True))
         server, settings = server_of(directory, python, port, host=host, extra=engine_options, log=log)
         click.echo(f"llmpq: starting PYTHON={server.python} {' '.join(server.command)}", err=True)
         with _stopped_by_signals(), server:

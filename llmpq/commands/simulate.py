@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from llmpq.commands import completions
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
@@ -19,7 +20,7 @@ from llmpq.workload import Serving
 
 
 @click.command("simulate")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 @click.option("--requests", "count", type=click.IntRange(min=1), default=1000, show_default=True, help="Requests at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the arrivals, where there is no trace.")
@@ -37,7 +38,7 @@ def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any
         raise InputError("what is simulated is serving; give --rate, or a --trace of requests")
     workload = planning.workload
     requests = _requests(workload, values["trace"], count, seed)
-    with progress("planning") as report:
+    with progress(planning.title) as report:
         program = plan(model, planning.cluster, workload, observe=planning.observer, **planning.options)
         report("simulating", 0, 1)
         run = simulate_plan(program.require("plan"), program.graph, program.request.engine, requests, 5000 if gantt else 0)

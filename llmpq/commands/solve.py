@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from llmpq.commands.output import progress, quiet_option
 from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.solver.problem import Problem, evaluate, load_problem
@@ -23,6 +24,7 @@ CLOSER = 0.25  # of the gap: how close to the optimum a plan is found whose cert
 @click.option(
     "--check", "checked", type=click.Path(path_type=Path), metavar="FILE", help="Check a certificate instead of solving."
 )
+@quiet_option
 def command(problem_file: Path, gap: float, time_limit: float | None, certificate: Path | None, checked: Path | None) -> None:
     """Solve a bare assignment problem (llmpq-problem-2) and print the result as JSON."""
     from llmpq.solver.solve import solve
@@ -33,7 +35,8 @@ def command(problem_file: Path, gap: float, time_limit: float | None, certificat
     if checked is not None:
         click.echo(_proof(problem, checked))
         return
-    solution = solve(problem, gap=gap if certificate is None else gap * CLOSER, time_limit_s=time_limit)
+    with progress("solving"):
+        solution = solve(problem, gap=gap if certificate is None else gap * CLOSER, time_limit_s=time_limit)
     if certificate is not None:
         solution = replace(solution, proven=solution.proven or (solution.gap is not None and solution.gap <= gap))
     reasons = _reasons(problem) if solution.status == "infeasible" else ()

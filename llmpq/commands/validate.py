@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmpq.commands.output import notice, print_json, progress, stdout
+from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InputError
 from llmpq.units import format_bytes, format_seconds
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="The profile that predictions rest on.")
 @click.option("--quick", is_flag=True, help="Few tokens instead of the plan's gen_len.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="Write the profile, corrected.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(compiled: Path, profile: Path | None, quick: bool, out: Path | None, as_json: bool) -> None:
     """Run OUT on the batch that it was planned for, in this process, and compare memory, stages and the whole with the plan.
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from llmpq.commands.output import print_json, stdout
+from llmpq.commands.output import output_options, print_json, progress, stdout
 from llmpq.errors import InputError
 from llmpq.units import format_bytes
 
 
 @click.command("verify")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@output_options
 def command(out: Path, as_json: bool) -> None:
     """Check the files of OUT against its manifest, their tensors against the plan, and every stage by a numerical smoke test."""
     from llmpq.checkpoint.manifest import is_output, verify
@@ -20,8 +20,9 @@ def command(out: Path, as_json: bool) -> None:
 
     if not (out / PLAN_FILE).is_file() and not is_output(out):
         raise InputError(f"{out}: is not a compiled model; `llmpq compile MODEL --cluster C -o {out}` makes one")
-    manifest = verify(out)
-    checked = load(out).smoke_test()
+    with progress("checking"):
+        manifest = verify(out)
+        checked = load(out).smoke_test()
     if as_json:
         print_json({"files": manifest.files, "engines": manifest.engines, "smoke_test": checked})
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from llmpq.commands import completions
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 
@@ -16,7 +17,7 @@ VERBS = ("add", "remove", "replace", "link")
 
 
 @click.command("whatif")
-@click.argument("model")
+@click.argument("model", shell_complete=completions.models)
 @planning_options
 @click.option("--add", multiple=True, metavar="1xL4", help="Devices more, on a host of their own; +1xL4: on the first host.")
 @click.option("--remove", multiple=True, metavar="NAME", help="Without a device, or several: T4:0,T4:1.")
