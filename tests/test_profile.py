@@ -8,16 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpq.costs import derive_costs
-from llmpq.costs.profile import (
-    Machine,
-    Point,
-    Profile,
-    Timing,
-    ends_digest,
-    interpolate,
-    kind_digest,
-    log_linear,
-)
+from llmpq.costs.interpolation import interpolate, log_linear
+from llmpq.costs.point import Point, Timing
+from llmpq.costs.profile import Machine, Profile, ends_digest, kind_digest
+from llmpq.costs.step import step_of
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
 from llmpq.precision import PRECISIONS, parse_precisions
@@ -86,18 +80,18 @@ def test_a_grid_without_its_large_corner_is_continued_along_the_lengths_first() 
 
 def test_a_device_of_half_the_speed_takes_twice_as_long() -> None:
     slow = replace(CPU, speed=0.5)
-    assert profile().layer_s(CPU, KIND, W4, 4, 64, 64) == pytest.approx(2e-6 * 4 * 64)
-    assert profile().layer_s(slow, KIND, W4, 4, 64, 64) == pytest.approx(4e-6 * 4 * 64)
-    assert profile(speed=0.5).layer_s(slow, KIND, W4, 4, 64, 64) == pytest.approx(2e-6 * 4 * 64)
+    assert profile().layer_s(CPU, KIND, W4, step_of(4, 64, 64)) == pytest.approx(2e-6 * 4 * 64)
+    assert profile().layer_s(slow, KIND, W4, step_of(4, 64, 64)) == pytest.approx(4e-6 * 4 * 64)
+    assert profile(speed=0.5).layer_s(slow, KIND, W4, step_of(4, 64, 64)) == pytest.approx(2e-6 * 4 * 64)
 
 
 def test_what_was_not_profiled_has_no_time() -> None:
     other = Cluster.load("1xT4").devices[0]
-    assert profile().layer_s(other, KIND, W4, 4, 64, 64) is None
-    assert profile().layer_s(CPU, llama_kind(hidden=256), W4, 4, 64, 64) is None
-    assert profile().layer_s(CPU, KIND, PRECISIONS["w8a8"], 4, 64, 64) is None
-    assert profile().ends_s(other, GRAPH, 4, 64, 64) is None
-    assert profile().ends_s(CPU, llama_graph(vocab=1024), 4, 64, 64) is None
+    assert profile().layer_s(other, KIND, W4, step_of(4, 64, 64)) is None
+    assert profile().layer_s(CPU, llama_kind(hidden=256), W4, step_of(4, 64, 64)) is None
+    assert profile().layer_s(CPU, KIND, PRECISIONS["w8a8"], step_of(4, 64, 64)) is None
+    assert profile().ends_s(other, GRAPH, step_of(4, 64, 64)) is None
+    assert profile().ends_s(CPU, llama_graph(vocab=1024), step_of(4, 64, 64)) is None
 
 
 def test_the_name_of_a_kind_does_not_matter_and_its_structure_does() -> None:
@@ -121,9 +115,9 @@ def test_the_band_holds_spread_and_what_interpolation_misses() -> None:
 
 def test_phases_are_corrected_apart() -> None:
     found = profile().scaled(prefill=2.0, decode=3.0)
-    assert found.layer_s(CPU, KIND, W4, 1, 64, 64) == pytest.approx(2 * 2e-6 * 64)
-    assert found.layer_s(CPU, KIND, W4, 1, 1, 128) == pytest.approx(3 * 2e-6 * 128)
-    assert found.ends_s(CPU, GRAPH, 1, 1, 128) == pytest.approx((9e-6, 15e-6))
+    assert found.layer_s(CPU, KIND, W4, step_of(1, 64, 64)) == pytest.approx(2 * 2e-6 * 64)
+    assert found.layer_s(CPU, KIND, W4, step_of(1, 1, 128)) == pytest.approx(3 * 2e-6 * 128)
+    assert found.ends_s(CPU, GRAPH, step_of(1, 1, 128)) == pytest.approx((9e-6, 15e-6))
 
 
 def test_a_cost_table_asks_the_profile_first() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import count
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def test_every_point_is_kept_as_soon_as_it_is_there(empty: Profile) -> None:
     kept: list[int] = []
     found = run(empty, FakeProbe(), replace(EXTENT, limit_s=1e6), lambda profile: kept.append(len(profile.points)))
     assert kept == list(range(1, len(found.points) + 1))
-    assert {point.key for point in found.points} == {(p.name, s.rows, s.tokens, s.context) for p in TWO for s in EXTENT.sizes(64)}
+    assert {point.key for point in found.points} == {(p.name, *astuple(s)) for p in TWO for s in EXTENT.sizes(64)}
 
 
 def test_what_was_measured_is_not_measured_again(empty: Profile) -> None:

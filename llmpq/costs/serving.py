@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import ceil
 from typing import TypeVar
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import activation_bytes, logits_bytes
 from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
+from llmpq.costs.step import Step
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import derive_costs as derive_batch_costs
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
@@ -38,13 +40,12 @@ def derive_costs(
     timed: bool = True,
     profile: Profile | None = None,
 ) -> CostTable:
-    """Every cost that a plan of this graph on this cluster can need, from tables of measurements or by roofline; those of a
-    batch from a profile where it has them.
+    """Every cost that a plan of this graph on this cluster can need, from a profile, tables of measurements or by roofline.
 
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
     """
     if isinstance(workload, Serving):
-        return _derive_serving(graph, cluster, workload, precisions, compute_dtype, engine, timed)
+        return _derive_serving(graph, cluster, workload, precisions, compute_dtype, engine, timed, profile)
     return derive_batch_costs(graph, cluster, workload, precisions, compute_dtype, engine, timed=timed, profile=profile)
 
 
@@ -56,9 +57,11 @@ def _derive_serving(
     compute_dtype: ComputeDtype,
     engine: str,
     timed: bool,
+    profile: Profile | None,
 ) -> CostTable:
     """`decode`: mean steps, by sequences; `prefill`: activations alone, by token budget; `kv_bytes`: of one block."""
-    mixed = _MixedSteps(graph, cluster.devices, workload, precisions, compute_dtype, engine, timed)
+    measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    mixed = _MixedSteps(graph, cluster.devices, workload, precisions, compute_dtype, engine, timed, measured)
     means = {sequences: mixed.costs(sequences, workload.prefill_tokens(sequences)) for sequences in _sequences(workload)}
     steps = tuple(step for sequences, mean in means.items() for step in _steps(workload, mixed, sequences, mean))
     budgets = sorted({step.token_budget for step in steps}, reverse=True)
@@ -72,7 +75,7 @@ def _derive_serving(
         first_bytes=graph.first_bytes,
         last_bytes=graph.last_bytes(with_first=False),
         last_bytes_with_first=graph.last_bytes(with_first=True),
-        provenance=latency_provenance(cluster.devices, precisions, engine) if timed else "bytes alone",
+        provenance=latency_provenance(cluster.devices, precisions, engine, graph, measured) if timed else "bytes alone",
         steps=steps,
     )
 
@@ -85,9 +88,11 @@ def mean_step_costs(
     compute_dtype: ComputeDtype,
     engine: str,
     sequences: int,
+    profile: Profile | None = None,
 ) -> PhaseCosts:
     """The mean step in which `sequences` decode."""
-    mixed = _MixedSteps(graph, devices, workload, precisions, compute_dtype, engine, timed=True)
+    measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    mixed = _MixedSteps(graph, devices, workload, precisions, compute_dtype, engine, timed=True, profile=measured)
     return mixed.costs(sequences, workload.prefill_tokens(sequences))
 
 
@@ -127,27 +132,30 @@ class _MixedSteps:
     compute_dtype: ComputeDtype
     engine: str
     timed: bool
+    profile: Profile | None = None
 
     def costs(self, sequences: int, prompt_tokens: float) -> PhaseCosts:
         """One step: `sequences` decode, `prompt_tokens` of prompts are computed."""
+        step = self._step(sequences, prompt_tokens)
         tokens = ceil(sequences + prompt_tokens)
         rows = sequences + ceil(prompt_tokens / self.workload.new_prompt_tokens)
 
         def layer(device: Device) -> tuple[tuple[float | None, ...], ...]:
             return tuple(
-                tuple(self._layer_s(device, kind, precision, sequences, prompt_tokens) for precision in self.precisions)
-                for kind in self.graph.kinds
+                tuple(self._layer_s(device, kind, precision, step) for precision in self.precisions) for kind in self.graph.kinds
             )
 
         layers = self._by_device(layer)
+        ends = self._by_device(lambda device: self._ends_s(device, step, tokens, rows))
         return PhaseCosts(
             micro_batch=sequences,
             layer_s=tuple(tuple(found[k] for found in layers) for k in range(len(self.graph.kinds))),
-            first_s=self._ends(lambda device: embedding_latency_s(device, self.graph, tokens, self.compute_dtype)),
-            last_s=self._ends(lambda device: head_latency_s(device, self.graph, rows, self.compute_dtype)),
+            first_s=tuple(first for first, _ in ends),
+            last_s=tuple(last for _, last in ends),
             hidden_bytes=tokens * self.graph.hidden_size * FLOAT_BYTES,
             activation_bytes=max(activation_bytes(self.graph, kind, 1, tokens, 0) for kind in self.graph.kinds),
             logits_bytes=logits_bytes(self.graph, rows),
+            stage_s=tuple(self._by_device(lambda device: self._stage_s(device, step))) if self.timed and self.profile else (),
         )
 
     def budget_costs(self, budget: int, like: PhaseCosts) -> PhaseCosts:
@@ -156,7 +164,7 @@ class _MixedSteps:
         cells = tuple(tuple(tuple(None if cell is None else 0.0 for cell in row) for row in kind) for kind in like.layer_s)
         activations = max(activation_bytes(self.graph, kind, 1, budget, 0) for kind in self.graph.kinds)
         empty = replace(like, micro_batch=budget, layer_s=cells, first_s=none, last_s=none)
-        return replace(empty, hidden_bytes=0, activation_bytes=activations, logits_bytes=0)
+        return replace(empty, hidden_bytes=0, activation_bytes=activations, logits_bytes=0, stage_s=())
 
     def stretch(self, mean: PhaseCosts, full: PhaseCosts) -> float:
         """How much longer than the mean step a full one takes at most, whatever the assignment; at least 1."""
@@ -165,32 +173,47 @@ class _MixedSteps:
             pairs += [(a or 0.0, b or 0.0) for rows in zip(*kinds) for a, b in zip(*rows)]
         return max([1.0, *(float(b) / float(a) for a, b in pairs if a > 0)])
 
-    def _layer_s(
-        self, device: Device, kind: LayerKind, precision: LayerOption, sequences: int, prompt_tokens: float
-    ) -> float | None:
+    def _layer_s(self, device: Device, kind: LayerKind, option: LayerOption, step: Step) -> float | None:
         """Linears over all tokens of the step, attention of the decoding sequences and of the prompts apart."""
-        if layer_support(self.engine, device.type, precision, kind).level == "unsupported":
+        if layer_support(self.engine, device.type, option, kind).level == "unsupported":
             return None
         if not self.timed:
             return 0.0
-        workload = self.workload
-        context, new, prompts = ceil(workload.resident_tokens), ceil(workload.new_prompt_tokens), self._prompts(prompt_tokens)
+        profile, modelled = self.profile, partial(self._modelled_layer_s, device, kind, step)
+        if profile is None:
+            return modelled(option)
+        found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
+        return modelled(option) if found is None else found
+
+    def _modelled_layer_s(self, device: Device, kind: LayerKind, step: Step, option: LayerOption) -> float:
+        new = ceil(step.new_tokens)
 
         def measure(size: Size) -> int:
-            return size(1, context, sequences) + ceil(prompts * size(new, workload.prompt_len, 1))
+            return size(1, step.context, step.sequences) + ceil(step.prompts * size(new, step.prompt_len, 1))
 
-        products = products_s(device, kind.ops, kind.linears, precision, measure, self.compute_dtype, self.engine)
+        products = products_s(device, kind.ops, kind.linears, option, measure, self.compute_dtype, self.engine)
         window = kind.attention.window
-        decode = attention_s(device, kind.ops, window, sequences, 1, context, self.compute_dtype)
-        prefill = prompts * attention_s(device, kind.ops, window, 1, new, workload.prompt_len, self.compute_dtype)
+        decode = attention_s(device, kind.ops, window, step.sequences, 1, step.context, self.compute_dtype)
+        prefill = step.prompts * attention_s(device, kind.ops, window, 1, new, step.prompt_len, self.compute_dtype)
         return products + decode + prefill + streams_s(device, kind.ops, measure, self.compute_dtype) + overhead_s(device)
 
-    def _prompts(self, prompt_tokens: float) -> float:
-        """How many prompts those tokens are, the parts that earlier requests left behind not computed again."""
-        return prompt_tokens / self.workload.new_prompt_tokens
+    def _step(self, sequences: int, prompt_tokens: float) -> Step:
+        """Prompts count by their tokens, the parts that earlier requests left behind not computed again."""
+        workload, new = self.workload, self.workload.new_prompt_tokens
+        return Step(sequences, ceil(workload.resident_tokens), prompt_tokens / new, new, workload.prompt_len)
 
-    def _ends(self, seconds: Callable[[Device], float]) -> tuple[float, ...]:
-        return tuple(self._by_device(seconds)) if self.timed else tuple(0.0 for _ in self.devices)
+    def _ends_s(self, device: Device, step: Step, tokens: int, rows: int) -> tuple[float, float]:
+        """Seconds before the layers and behind them, of all tokens of the step and of those that are sampled."""
+        if not self.timed:
+            return 0.0, 0.0
+        measured = self.profile.ends_s(device, self.graph, step) if self.profile else None
+        if measured is not None:
+            return measured
+        first = embedding_latency_s(device, self.graph, tokens, self.compute_dtype)
+        return first, head_latency_s(device, self.graph, rows, self.compute_dtype)
+
+    def _stage_s(self, device: Device, step: Step) -> float:
+        return self.profile.stage_s(device, self.graph, step) if self.profile else 0.0
 
     def _by_device(self, cost: Callable[[Device], T]) -> list[T]:
         @cache

@@ -8,6 +8,7 @@ from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_pro
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
+from llmpq.costs.step import step_of
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
@@ -24,6 +25,7 @@ class PhaseCosts:
 
     layer_s:  [kind][device][option] seconds; None where the device cannot run the option
     first_s, last_s: [device] seconds of embedding and of head with sampling
+    stage_s: [device] seconds that each stage but the last takes beside, charged with its link; () where that is not known
     hidden_bytes: what crosses a link; activation_bytes: live at once in a stage, `logits_bytes` more where the head is
     """
 
@@ -34,6 +36,7 @@ class PhaseCosts:
     hidden_bytes: int
     activation_bytes: int
     logits_bytes: int
+    stage_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ def phase_costs(
     shape: sequences, new tokens of each, context that time is charged for, longest context that memory must hold.
     """
     rows, tokens, context, longest = shape
+    step = step_of(rows, tokens, context)
 
     def cell(kind: LayerKind, device: Device, option: LayerOption) -> float | None:
         if layer_support(engine, device.type, option, kind).level == "unsupported":
@@ -153,14 +157,13 @@ def phase_costs(
 
         if profile is None:
             return modelled(option)
-        sizes = (rows, tokens, context)
-        found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, *sizes), modelled)
+        found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
         return modelled(option) if found is None else found
 
     def ends(device: Device) -> tuple[float, float]:
         if not timed:
             return 0.0, 0.0
-        measured = profile.ends_s(device, graph, rows, tokens, context) if profile else None
+        measured = profile.ends_s(device, graph, step) if profile else None
         if measured is not None:
             return measured
         return embedding_latency_s(device, graph, rows * tokens, compute_dtype), head_latency_s(
@@ -176,4 +179,5 @@ def phase_costs(
         hidden_bytes=rows * tokens * graph.hidden_size * FLOAT_BYTES,
         activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
         logits_bytes=logits_bytes(graph, rows),
+        stage_s=tuple(profile.stage_s(device, graph, step) for device in devices) if timed and profile else (),
     )

@@ -138,8 +138,8 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         layer_bytes=_layer_bytes(costs, decode, order, kv_units(program, candidate)),
         first_stage=_ends(prefill.first_s, decode.first_s, costs.first_bytes, order),
         last_stage=_ends(prefill.last_s, decode.last_s, head + logits, order),
-        link_prefill_s=_links(cluster, order, prefill.hidden_bytes, candidate.prefill_micro_batch),
-        link_decode_s=_links(cluster, order, decode.hidden_bytes, candidate.decode_micro_batch),
+        link_prefill_s=_links(cluster, order, prefill, candidate.prefill_micro_batch),
+        link_decode_s=_links(cluster, order, decode, candidate.decode_micro_batch),
         overlap=False,
         capacity_bytes=tuple(cluster.devices[j].capacity_bytes - activations for j in order),
         sensitivity=table.rows,
@@ -192,12 +192,18 @@ def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int
     return EndCost(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), tuple(nbytes for _ in order))
 
 
-def _links(cluster: Cluster, order: Order, hidden_bytes: int, rows: int) -> tuple[tuple[float, ...], ...]:
-    """Forward links carry the hidden state, backward ones (the return from last to first) the tokens."""
+def _links(cluster: Cluster, order: Order, costs: PhaseCosts, rows: int) -> tuple[tuple[float, ...], ...]:
+    """Forward links carry the hidden state, after what the stage before them spends beside; backward ones (the return from last
+    to first) the tokens."""
     links = link_table(cluster)
+
+    def forward_s(i: int, j: int) -> float:
+        return links[i][j].transfer_s(costs.hidden_bytes) + (costs.stage_s[i] if costs.stage_s else 0.0)
+
     return tuple(
         tuple(
-            0.0 if a == b else links[i][j].transfer_s(hidden_bytes if a < b else rows * TOKEN_BYTES) for b, j in enumerate(order)
+            0.0 if a == b else forward_s(i, j) if a < b else links[i][j].transfer_s(rows * TOKEN_BYTES)
+            for b, j in enumerate(order)
         )
         for a, i in enumerate(order)
     )

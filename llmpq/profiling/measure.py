@@ -2,19 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from statistics import median, quantiles
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from llmpq.costs.profile import Point, Profile, Timing
+from llmpq.costs.point import Point, Timing
+from llmpq.costs.profile import Profile
 from llmpq.precision import Precision
 from llmpq.profiling.probe import Clock, PassTimes
-from llmpq.profiling.sizes import Extent, Size, enough, hopeless
+from llmpq.profiling.sizes import SLOW_S, Extent, Size, enough, hopeless
 
 QUIET = 0.9  # share of a pass in which its thread ran
 CLOCK_S = 1e-9  # resolution of time.perf_counter; sizes are compared by the logarithm of their times
 Keep = Callable[[Profile], None]
 Progress = Callable[[str, int, int], None]
+
+
+class Pass(Protocol):
+    """What one pass took, and the share of it in which its thread ran."""
+
+    @property
+    def total_s(self) -> float: ...
+
+    @property
+    def busy(self) -> float: ...
+
+
+T = TypeVar("T", bound=Pass)
 
 
 class Measured(Protocol):
@@ -42,7 +56,7 @@ def measure(
     total = len(sizes) * len(precisions)
     for index, precision in enumerate(precisions):
         have = {point.key for point in profile.points}
-        todo = [size for size in sizes if (precision.name, size.rows, size.tokens, size.context) not in have]
+        todo = [size for size in sizes if (precision.name, *astuple(size)) not in have]
         share = (deadline - clock()) / (len(precisions) - index)
         if not todo or share <= 0:
             continue
@@ -64,13 +78,9 @@ def _points(precision: Precision, sizes: Iterable[Size], probe: Measured, deadli
 
 
 def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
-    """Repeated passes of one size, after one that only warms up; those that other processes disturbed count only if all were."""
-    first = probe.pass_times(size.rows, size.tokens, size.context)
-    passes = [first] if seconds_of(first) > 1.0 else []
-    while not (enough(seconds_in(quiet(passes))) or hopeless(seconds_in(passes))):
-        passes.append(probe.pass_times(size.rows, size.tokens, size.context))
-    passes = quiet(passes) or passes
-    kinds = range(len(first.layers_s))
+    """What the passes of one size took."""
+    passes = repeated(lambda: probe.pass_times(size.rows, size.tokens, size.context))
+    kinds = range(len(passes[0].layers_s))
     return Point(
         precision=precision.name,
         rows=size.rows,
@@ -82,17 +92,22 @@ def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
     )
 
 
-def quiet(passes: Sequence[PassTimes]) -> list[PassTimes]:
+def repeated(run: Callable[[], T]) -> list[T]:
+    """Passes of one size, after one that only warms up; those that other processes disturbed count only if all were."""
+    first = run()
+    passes = [first] if first.total_s > SLOW_S else []
+    while not (enough(seconds_in(quiet(passes))) or hopeless(seconds_in(passes))):
+        passes.append(run())
+    return quiet(passes) or passes
+
+
+def quiet(passes: Sequence[T]) -> list[T]:
     """The passes in which no other process had this thread's core for long."""
     return [times for times in passes if times.busy >= QUIET]
 
 
-def seconds_in(passes: Sequence[PassTimes]) -> list[float]:
-    return [seconds_of(times) for times in passes]
-
-
-def seconds_of(times: PassTimes) -> float:
-    return times.first_s + times.last_s + sum(seconds or 0.0 for seconds in times.layers_s)
+def seconds_in(passes: Sequence[T]) -> list[float]:
+    return [times.total_s for times in passes]
 
 
 def timing(seconds: Sequence[float]) -> Timing:

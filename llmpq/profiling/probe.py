@@ -12,10 +12,10 @@ from llmpq.generation import SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.kernel_shapes import layer_support
+from llmpq.layer_option import parse_options
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import ComputeDtype, DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality
 from llmpq.plan import Stage as PlannedStage
-from llmpq.layer_option import parse_options
 from llmpq.precision import Precision
 from llmpq.profiling.random_weights import fill
 from llmpq.program import Program, Request
@@ -40,6 +40,10 @@ class PassTimes:
     layers_s: tuple[float | None, ...]
     last_s: float
     busy: float = field(default=1.0, compare=False)
+
+    @property
+    def total_s(self) -> float:
+        return self.first_s + self.last_s + sum(seconds or 0.0 for seconds in self.layers_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,23 @@ from llmpq.frontend.models import read_utf8
 from llmpq.graph import LayerGraph
 from llmpq.program import Request
 from llmpq.serialize import dumps, loads
-from llmpq.workload import Batch
 
-PROFILED_ENGINE = "local"
+OWN_ENGINE = "local"
 
 
-def read_profile(path: Path, engine: str = PROFILED_ENGINE) -> Profile:
-    """The profile in a file. Raises InputError for another format, one without a point, or an engine that was not profiled."""
+def read_profile(path: Path, engine: str = OWN_ENGINE) -> Profile:
+    """The profile in a file. Raises InputError for another format, one without a point, or one of another engine."""
     profile = loads(Profile, read_utf8(path, "profile"), str(path))
     if profile.format != PROFILE_FORMAT:
         raise InputError(f"{path}: format is {profile.format!r}, expected {PROFILE_FORMAT!r}; run llmpq profile again")
     if not profile.points:
         raise InputError(f"{path}: no pass was measured yet; run llmpq profile with -o {path} again, it goes on where it stopped")
-    if engine != PROFILED_ENGINE:
-        raise InputError(f"{path}: is of engine {PROFILED_ENGINE}, the plan is for {engine}; leave --profile out")
+    if engine != profile.engine:
+        again = "" if engine == OWN_ENGINE else f" --engine {engine}"
+        raise InputError(
+            f"{path}: is of engine {profile.engine}, the plan is for {engine}; "
+            f"leave --profile out, or measure another: llmpq profile {profile.model}{again}"
+        )
     return profile
 
 
@@ -36,8 +39,6 @@ def write_profile(path: Path, profile: Profile) -> None:
 def profile_notices(profile: Profile, graph: LayerGraph, request: Request) -> tuple[str, ...]:
     """What a profile does not say of a request, one sentence each."""
     told = []
-    if not isinstance(request.workload, Batch):
-        told.append("the profile has passes of a batch, not mixed steps of serving: costs are from tables or roofline")
     measured = {point.precision for point in profile.points}
     lacking = [precision.name for precision in request.precisions if precision.name not in measured]
     if lacking:

@@ -34,7 +34,7 @@ def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None)
     precisions = tuple(map(parse_option, dict.fromkeys(plan.options)))
     rows, workload = plan.pipeline.decode_micro_batch, plan.workload
     if isinstance(workload, Serving):
-        step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows)
+        step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows, profile)
         return StageSeconds((), (), _stages(plan, graph, precisions, step), (*_forward(plan, step), _return_s(plan)))
     prefill, decode = (
         phase_costs(graph, devices, precisions, shape, plan.compute_dtype, plan.engine, True, profile)
@@ -73,7 +73,9 @@ def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], 
 
 def _forward(plan: Plan, costs: PhaseCosts) -> tuple[float, ...]:
     """The hidden state from each stage but the last to the next one."""
-    return tuple(plan.cluster.link(a.device, b.device).transfer_s(costs.hidden_bytes) for a, b in pairwise(plan.stages))
+    beside = costs.stage_s or (0.0,) * len(plan.stages)
+    links = (plan.cluster.link(a.device, b.device) for a, b in pairwise(plan.stages))
+    return tuple(link.transfer_s(costs.hidden_bytes) + own for link, own in zip(links, beside))
 
 
 def _return_s(plan: Plan) -> float:
