@@ -72,10 +72,38 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The ends between which nine of ten measurements are expected."""
+
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Range":
+        return Range(self.low * factor, self.high * factor)
+
+    def hull(self, other: "Range") -> "Range":
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Seconds of a Prediction and tokens per second, each with its 90 % band; latency_s: prefill and decode together.
+
+    When serving, decode_s is of one trip (tpot), prefill_s is nothing and latency_s the same as decode_s.
+    """
+
+    prefill_s: Range
+    decode_s: Range
+    latency_s: Range
+    tokens_per_s: Range
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Modelled seconds of the whole batch, and bytes per device. `provenance` says what the times rest on.
 
     `load`: of a serving workload; decode_s is then one trip of a batch through the pipeline, and nothing is prefilled apart.
+    `bands`: None in plans that were written before there were any.
     """
 
     prefill_s: float
@@ -83,6 +111,7 @@ class Prediction:
     memory: tuple[DeviceMemory, ...]
     provenance: str
     load: Load | None = None
+    bands: Bands | None = None
 
     @property
     def latency_s(self) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from llmpq.graph import LayerGraph
 from llmpq.op_graph import Op, OpGraph
-from llmpq.plan import Plan, Stage
+from llmpq.plan import Plan, Range, Stage
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.units import format_bytes, format_seconds
@@ -107,13 +107,38 @@ def format_sizes(plan: Plan) -> str:
 
 
 def format_speed(plan: Plan) -> str:
-    """Tokens per second and the seconds behind them."""
-    prediction, load = plan.prediction, plan.prediction.load
+    """Tokens per second and the seconds behind them, each with its 90 % band."""
+    load, rate = plan.prediction.load, f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
     if load is None:
-        seconds = f"prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}"
-        return f"{seconds}, {plan.tokens_per_s:.4g} tokens/s"
-    seconds = f"tpot {format_seconds(load.tpot_s)}, ttft at most {format_seconds(load.ttft_s)}"
-    return f"{seconds}, {load.tokens_per_s:.4g} tokens/s, {load.requests_per_s:.4g} requests/s at full load"
+        return f"{format_phases(plan)}, {rate}"
+    bands = plan.prediction.bands
+    seconds = f"tpot {format_with_band(load.tpot_s, bands and bands.decode_s)}, ttft at most {format_seconds(load.ttft_s)}"
+    return f"{seconds}, {rate}, {load.requests_per_s:.4g} requests/s at full load"
+
+
+def format_phases(plan: Plan) -> str:
+    """The seconds of a batch: "prefill 1.2 s (1.1-1.4), decode 12.4 s (11.6-13.3)"."""
+    prediction, bands = plan.prediction, plan.prediction.bands
+    prefill = format_with_band(prediction.prefill_s, bands and bands.prefill_s)
+    return f"prefill {prefill}, decode {format_with_band(prediction.decode_s, bands and bands.decode_s)}"
+
+
+def format_with_band(seconds: float, band: Range | None) -> str:
+    """ "12.4 s (11.6-13.3)", "1.1 s (900 ms-1.4 s)" where units differ; without a band the seconds alone."""
+    shown = format_seconds(seconds)
+    if band is None:
+        return shown
+    ends = [format_seconds(band.low), format_seconds(band.high)]
+    unit = shown.partition(" ")[2]
+    if unit in ("s", "ms", "us") and all(end.partition(" ")[2] == unit for end in ends):
+        ends = [end.partition(" ")[0] for end in ends]
+    return f"{shown} ({'-'.join(ends)})"
+
+
+def format_rate_band(plan: Plan) -> str:
+    """ " (64-80)": the band of tokens per second, or nothing."""
+    bands = plan.prediction.bands
+    return "" if bands is None else f" ({bands.tokens_per_s.low:.4g}-{bands.tokens_per_s.high:.4g})"
 
 
 def format_stage(stage: Stage) -> str:

@@ -2,6 +2,7 @@
 
 from llmpq.costs import CostTable
 from llmpq.plan import SERVED_TOKENS, DeviceMemory, Load, Optimality, Pipeline, Plan, Prediction, Quality, Stage
+from llmpq.planning.bands import bands_of
 from llmpq.planning.candidates import Candidate, kv_units, step_of
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, Problem, evaluate
@@ -27,6 +28,7 @@ def make_plan(
             memory=tuple(_memory(program, candidate, stages, index) for index in range(len(stages))),
             provenance=program.require("costs").provenance,
             load=load,
+            bands=bands_of(program, problem, assignment, load),
         ),
         quality=Quality(evaluation.sensitivity, budget, program.require("sensitivity").provenance),
         optimality=optimality,

@@ -1,7 +1,7 @@
 """Words: a plan in sentences, what limits it first."""
 
 from llmpq.plan import Plan
-from llmpq.printing import format_optimality, format_ranges
+from llmpq.printing import format_optimality, format_phases, format_ranges, format_rate_band, format_with_band
 from llmpq.report.markup import Markup, bullets, section, tag
 from llmpq.report.stage_seconds import StageSeconds
 from llmpq.units import format_bytes, format_seconds
@@ -10,7 +10,8 @@ from llmpq.workload import Batch, Serving
 
 def summary_section(plan: Plan, seconds: StageSeconds | None) -> Markup:
     """Tokens per second in large, then the sentences."""
-    speed = tag("p", tag("strong", f"{plan.tokens_per_s:.4g} tokens/s"), f" predicted; {_speed(plan)}.", class_="headline")
+    rate = tag("strong", f"{plan.tokens_per_s:.4g} tokens/s")
+    speed = tag("p", rate, f"{format_rate_band(plan)} predicted; {_speed(plan)}.", class_="headline")
     limits = [] if seconds is None else [*_limits(plan, seconds)]
     return section("summary", "The plan in words", speed, bullets([*_placement(plan), *limits, _tightest(plan), *_trust(plan)]))
 
@@ -18,8 +19,9 @@ def summary_section(plan: Plan, seconds: StageSeconds | None) -> Markup:
 def _speed(plan: Plan) -> str:
     prediction, load = plan.prediction, plan.prediction.load
     if load is None:
-        return f"prefill {format_seconds(prediction.prefill_s)}, decode {format_seconds(prediction.decode_s)}"
-    waits = f"{format_seconds(load.tpot_s)} per token, first token within {format_seconds(load.ttft_s)} on average"
+        return format_phases(plan)
+    tpot = format_with_band(load.tpot_s, prediction.bands and prediction.bands.decode_s)
+    waits = f"{tpot} per token, first token within {format_seconds(load.ttft_s)} on average"
     return f"at most {load.running} sequences at once, {waits}"
 
 
@@ -83,4 +85,9 @@ def _tightest(plan: Plan) -> str:
 
 def _trust(plan: Plan) -> list[str]:
     rules = [f"Rules that hold: {'; '.join(plan.constraints)}."] if plan.constraints else []
-    return [*rules, f"The times rest on: {plan.prediction.provenance}.", f"The search ended with {format_optimality(plan)}."]
+    brackets = " In brackets: where nine of ten measurements are expected." if plan.prediction.bands else ""
+    return [
+        *rules,
+        f"The times rest on: {plan.prediction.provenance}.{brackets}",
+        f"The search ended with {format_optimality(plan)}.",
+    ]

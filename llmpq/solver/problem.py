@@ -178,11 +178,8 @@ def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
     used = assignment.used_devices
     prefill = _stage_times(problem, problem.prefill_s, assignment, problem.first_stage.prefill_s, problem.last_stage.prefill_s)
     decode = _stage_times(problem, problem.decode_s, assignment, problem.first_stage.decode_s, problem.last_stage.decode_s)
-    link_prefill = [problem.link_prefill_s[a][b] for a, b in pairwise(used)] + [0.0]
-    link_decode = [problem.link_decode_s[a][b] for a, b in zip(used, used[1:] + used[:1])]
-    prefill_sum, prefill_max = _sum_and_max(problem, prefill, link_prefill)
-    prefill_s = prefill_sum + (problem.prefill_micro_batches - 1) * prefill_max
-    decode_s = _decode(problem, *_sum_and_max(problem, decode, link_decode))
+    prefill_s = prefill_latency(problem, prefill, [problem.link_prefill_s[a][b] for a, b in pairwise(used)] + [0.0])
+    decode_s = decode_latency(problem, decode, [problem.link_decode_s[a][b] for a, b in zip(used, used[1:] + used[:1])])
     latency = prefill_s + decode_s
     held = _bytes(problem, assignment)
     violations = _violations(problem, assignment, sensitivity, held)
@@ -190,7 +187,15 @@ def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
     return Evaluation(objective, prefill_s, decode_s, latency, sensitivity, held, violations)
 
 
-def _decode(problem: Problem, total: float, slowest: float) -> float:
+def prefill_latency(problem: Problem, stages: list[float], links: list[float]) -> float:
+    """Seconds of all prefill micro-batches, for seconds of one on each used stage and on the link that leaves it."""
+    total, slowest = _sum_and_max(problem, stages, links)
+    return total + (problem.prefill_micro_batches - 1) * slowest
+
+
+def decode_latency(problem: Problem, stages: list[float], links: list[float]) -> float:
+    """Seconds of all decoding, likewise; the last link is the return to the first stage."""
+    total, slowest = _sum_and_max(problem, stages, links)
     rounds, micro_batches = problem.gen_len - 1, problem.decode_micro_batches
     if problem.decode_model == "round_trip":
         return rounds * max(total, micro_batches * slowest)

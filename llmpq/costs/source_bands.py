@@ -1,0 +1,48 @@
+"""Source bands: how far measurements of whole layers and links lie from what a profile, a table or the roofline says of them."""
+
+from llmpq.costs.profile import Profile
+from llmpq.graph import LayerGraph
+from llmpq.hardware.cluster import Device
+from llmpq.hardware.link import Link
+from llmpq.hardware.support import support
+from llmpq.layer_option import LayerOption
+from llmpq.plan import Range
+from llmpq.precision import Precision
+
+# One layer of a 30B Llama in another engine than the tables' (benchmarks/cost_model.py --layers; docs/costs.md): what nine
+# of ten of its times are of the predicted ones, rounded outwards.
+TABLE_16_BIT = Range(0.85, 1.2)
+FITTED_ROOFLINE = Range(0.85, 1.3)
+# Assumed: between versions and engines quantized kernels differ by up to 55 %.
+TABLE_QUANTIZED = Range(0.65, 1.6)
+# Single products of the systems with tables, by roofline (llmpq.costs.band).
+ROOFLINE_16_BIT = Range(0.5, 1.4)
+ROOFLINE_QUANTIZED = Range(0.7, 3.0)
+LINKS = {"measured": Range(0.8, 1.4), "given": Range(0.7, 1.5), "table": Range(0.8, 1.4), "assumed": Range(0.3, 3.0)}
+
+
+def option_band(device: Device, option: LayerOption, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:
+    """Factors on the predicted seconds of a layer at the option; of two precisions what covers both."""
+    first, *rest = (_precision_band(device, precision, engine, graph, profile) for precision in option.parts)
+    for other in rest:
+        first = first.hull(other)
+    return first
+
+
+def link_band(link: Link) -> Range:
+    """Factors on the predicted seconds of a transfer; a link with no provenance that is known is as good as assumed."""
+    return LINKS.get(link.provenance.partition(":")[0], LINKS["assumed"])
+
+
+def _precision_band(device: Device, precision: Precision, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:
+    from llmpq.costs.lookup import has_table
+
+    if profile is not None and profile.covers(device, graph) and precision.name in {p.precision for p in profile.points}:
+        return Range(*profile.band)
+    native = support(engine, device.type, precision).level == "native"
+    runs = precision.name if native else "16"
+    if has_table(device.type, runs):
+        return TABLE_16_BIT if runs == "16" else TABLE_QUANTIZED
+    if runs != "16":
+        return ROOFLINE_QUANTIZED
+    return FITTED_ROOFLINE if device.type.efficiency_source.startswith("measured") else ROOFLINE_16_BIT
