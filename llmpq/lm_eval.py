@@ -23,7 +23,7 @@ class LlmpqLM(LM):  # type: ignore[misc]  # lm-eval is not annotated
 
     def __init__(self, pretrained: str) -> None:
         super().__init__()
-        from llmpq.commands.eval import scorer
+        from llmpq.scoring import scorer
 
         self.scorer = scorer(pretrained)
 

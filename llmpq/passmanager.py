@@ -37,6 +37,7 @@ PASSES: dict[str, str] = {
     "select-options": "llmpq.passes.select_options:SelectOptions",
     "assign-joint": "llmpq.passes.assign_joint:AssignJoint",
     "assign-robust": "llmpq.passes.assign_robust:AssignRobust",
+    "assign-given": "llmpq.passes.assign_given:AssignGiven",
     "assign-even": "llmpq.passes.assign_even:AssignEven",
     "assign-hand": "llmpq.passes.assign_hand:AssignHand",
     "assign-fastest": "llmpq.passes.assign_fastest:AssignFastest",

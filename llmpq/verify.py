@@ -38,14 +38,14 @@ def _program_problems(program: Program) -> Iterator[str]:
 
 def plan_problems(plan: Plan, program: Program) -> list[str]:
     """Everything in which the plan contradicts itself or the request; nothing that is merely not optimal."""
-    found = [*_layer_problems(plan, program), *_micro_batch_problems(plan)]
+    found = [*placement_problems(plan, program), *_micro_batch_problems(plan)]
     if found:
         return found  # the others presume that layers, devices and options are known
     checks = (_memory_problems, _request_problems, _quality_problems, _optimality_problems)
     return [problem for check in checks for problem in check(plan, program)]
 
 
-def _layer_problems(plan: Plan, program: Program) -> Iterator[str]:
+def placement_problems(plan: Plan, program: Program) -> Iterator[str]:
     """Every layer once and in order, on known devices, each device once, at options that were asked for."""
     layers = [layer for stage in plan.stages for layer in stage.layers]
     if layers != list(range(program.graph.num_layers)):

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "units", "suggest", "bundled", "versions", "precision", "graph", "workload", "hardware"), 0),
-    "layer_option": 0,
+    **dict.fromkeys(
+        ("errors", "units", "suggest", "bundled", "versions", "precision", "layer_option", "graph", "workload", "hardware"), 0
+    ),
     **dict.fromkeys(("fix", "cache", "native", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("answers", "verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),
@@ -19,7 +20,9 @@ FLOORS: dict[str, int] = {
     ),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
-    **dict.fromkeys(("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report"), 5),
+    **dict.fromkeys(
+        ("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report", "api", "scoring"), 5
+    ),
     **dict.fromkeys(("commands", "cli", "__main__", "__init__"), 5),
 }
 LOWERING = {"passes", "frontend"}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmpq.commands.eval import Scorer
 from llmpq.errors import InputError
+from llmpq.scoring import Scorer
 
 
 class FakeLM:
@@ -61,7 +61,7 @@ def model(adapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
         compiled: Any = Generator() if name == "out" else None
         return Scorer(name, lambda ids: TABLE[torch.tensor(list(ids))], Characters(), 16, compiled)
 
-    monkeypatch.setattr("llmpq.commands.eval.scorer", scorer)
+    monkeypatch.setattr("llmpq.scoring.scorer", scorer)
     return adapter.LlmpqLM
 
 

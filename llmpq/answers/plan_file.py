@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from llmpq.errors import InputError
+from llmpq.layer_option import SEPARATOR
+from llmpq.options import PlanningOptions
 from llmpq.plan import Plan
-from llmpq.serialize import from_json
+from llmpq.serialize import from_json, to_json
 
 PLAN_FILE = "plan.json"
 
@@ -28,3 +30,23 @@ def load_plan(path: Path) -> Plan:
         raise InputError(f"{file}: holds no plan, its request was infeasible; change the request as its `fixes` say")
     plan: Plan = from_json(Plan, found, str(file))
     return plan
+
+
+def options_of(plan: Plan, path: Path) -> PlanningOptions:
+    """What a compilation is asked for so that it carries out the plan in the file `path`."""
+    used = tuple(part for option in plan.options for part in option.split(SEPARATOR))
+    file = json.dumps(str(path), ensure_ascii=False)
+    return {
+        "precisions": tuple(dict.fromkeys((*plan.precisions, *used))),
+        "constraints": plan.constraints,
+        "engine": plan.engine,
+        "granularity": "part" if any(SEPARATOR in option for option in plan.options) else "layer",
+        "assign": f"assign-given{{plan={file}}}",
+    }
+
+
+def save_plan(plan: Plan, path: str | Path) -> Path:
+    """Write the plan to a file, as `llmpq plan --json` prints it; returns its path."""
+    file = Path(path)
+    file.write_text(json.dumps(to_json(plan), indent=2) + "\n", encoding="utf-8")
+    return file

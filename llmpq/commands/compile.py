@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from llmpq.commands import completions
+from llmpq.commands.given import by_plan, plan_option
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress, stdout
@@ -15,15 +16,18 @@ from llmpq.commands.signals import stopped_by_sigterm
 @click.command("compile")
 @click.argument("model", shell_complete=completions.models)
 @planning_options
+@plan_option
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
-    """Plan, quantize and write MODEL as one shard per device."""
+    """Plan, quantize and write MODEL as one shard per device; with --plan, by a plan that is there already."""
     from llmpq.checkpoint.quantization_report import read_report
     from llmpq.compiler import compile, plan
     from llmpq.quality_check import format_check
     from llmpq.quality_loop import read_check
 
     planning = Planning.of(values)
+    if values["given"] is not None:
+        planning = by_plan(planning, values["given"])
     if values["stop_after"]:
         stopped = plan(
             model,
@@ -50,7 +54,7 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     print_plan(compiled.plan, compiled.notices, as_json)
     if as_json:
         return
-    print_kv_blocks(compiled.plan, compiled.graph, values["engine"])
+    print_kv_blocks(compiled.plan, compiled.graph, compiled.plan.engine)
     check = read_check(out)
     for line in [] if check is None else format_check(check):
         stdout().print(f"measured        {line}")

@@ -1,30 +1,14 @@
 """llmpq eval: cross entropy and perplexity of a text, and the distance from another model."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from llmpq.commands.output import output_options, print_json, progress, stdout
-from llmpq.errors import InputError
+from llmpq.scoring import WINDOW
 
 if TYPE_CHECKING:
-    from llmpq.compiled import CompiledModel
-    from llmpq.evaluation import Evaluation, LogProbs
-
-WINDOW = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """What scores a text: `max_positions` is the context of the model, None where nothing bounds it; `compiled`: an output."""
-
-    name: str
-    log_probs: "LogProbs"
-    tokenizer: Any
-    max_positions: int | None
-    compiled: "CompiledModel | None" = None
+    from llmpq.evaluation import Evaluation
 
 
 @click.command("eval")
@@ -47,23 +31,16 @@ def command(
     Figures come with one standard error, from blocks of neighbouring tokens; that of `increase`, the cross entropy above the
     other model's, is of the paired difference.
     """
-    from llmpq.evaluation import evaluate_text
-    from llmpq.frontend.models import token_ids
     from llmpq.frontend.texts import load_text
+    from llmpq.scoring import evaluate
 
-    content, name = load_text(text)
-    scorers = [scorer(model)] if against is None else [scorer(model), scorer(against)]
-    ids = token_ids(scorers[0].tokenizer, content)[:max_tokens]
-    if token_ids(scorers[-1].tokenizer, content)[:max_tokens] != ids:
-        raise InputError(f"{model} and {against} cut the text into different tokens; a divergence needs one tokenizer")
-    chosen = min(_window(each, window) for each in scorers)
-    other = None if against is None else scorers[1].log_probs
+    name = load_text(text)[1]
     with progress() as advance:
 
-        def tell(done: int) -> None:
-            advance(f"eval {model}", done, len(ids))
+        def tell(done: int, total: int) -> None:
+            advance(f"eval {model}", done, total)
 
-        result = evaluate_text(ids, scorers[0].log_probs, other, chosen, tell, stride)
+        result = evaluate(model, text, against, window, stride, max_tokens, tell)
     if as_json:
         print_json(result)
         return
@@ -84,29 +61,3 @@ def _lines(model: str, text: str, against: str | None, result: "Evaluation") -> 
 
 def _figure(value: float, error: float | None, sign: str = "") -> str:
     return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def _window(scorer: Scorer, asked: int | None) -> int:
-    most = scorer.max_positions
-    if asked is not None and most is not None and asked > most:
-        raise InputError(f"--window {asked} is more than {scorer.name} takes; give at most {most}")
-    return asked or min(WINDOW, most or WINDOW)
-
-
-def scorer(model: str) -> Scorer:
-    """A compiled output scored by our stages, any other model by transformers."""
-    from llmpq.checkpoint.manifest import is_output
-    from llmpq.frontend.models import load_tokenizer, resolve
-
-    if is_output(Path(model)):
-        from llmpq.compiled import load
-
-        compiled = load(model)
-        return Scorer(model, compiled.log_probs, compiled.tokenizer, compiled.graph.max_positions, compiled)
-    from llmpq.quantization.original import load_original, log_probs_of, max_positions
-
-    directory = resolve(model, weights=True).directory
-    if directory is None:
-        raise InputError(f"model {model!r} is a configuration without weights; give a directory, a hub id or `demo`")
-    original = load_original(directory)
-    return Scorer(model, log_probs_of(original), load_tokenizer(directory), max_positions(original))

@@ -10,6 +10,7 @@ from llmpq.commands import completions
 from llmpq.commands.output import output_options
 from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
 from llmpq.errors import InputError
+from llmpq.hardware.cluster import Cluster
 from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass
 from llmpq.pipelines import Pipelines, names_of, pipelines
@@ -85,7 +86,7 @@ def planning_options(function: F) -> F:
 class Planning:
     """The values of the shared options, as the compiler takes them; `last`: the pass to go to where that is beyond the plan."""
 
-    cluster: str
+    cluster: Cluster | str
     workload: Workload
     options: PlanningOptions
     observer: Observer
