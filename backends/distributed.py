@@ -1,23 +1,25 @@
 """DistributedBackend: one stage of a plan in this process, the others in theirs, over torch.distributed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import ClassVar, Self
 
 from torch import nn
 
-from llmpq.errors import BackendError
-from llmpq.generation import OnToken
+from llmpq.errors import BackendError, PeerError
 from llmpq.graph import LayerGraph
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.runtime.engine import Engine
-from llmpq.runtime.job import Job, decode, encode
+from llmpq.runtime.heartbeat import PATIENCE, Patience
+from llmpq.runtime.job import decode, encode
 from llmpq.runtime.launcher import end_with_launcher
 from llmpq.runtime.pipeline_backend import PipelineBackend
 from llmpq.runtime.process_group import Place, ProcessGroup
-from llmpq.runtime.progress import Progress
+from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.stage import Stage
+from llmpq.runtime.start_up import StartUp, started
 from llmpq.runtime.torch_devices import torch_devices
+from llmpq.serialize import dumps, loads
 
 _NO_MORE = ""  # published instead of a job: the other ranks may leave
 
@@ -30,7 +32,8 @@ class DistributedBackend(PipelineBackend):
         with DistributedBackend(plan, graph, load_stage) as backend:
             backend.follow() if backend.rank else show(backend.generate(prompts, params))
 
-    `timeout_s`: how long a stage waits for a message before it gives the others up. `via_host`: see ProcessGroup.
+    `place`: by default from the environment. `via_host`: see ProcessGroup; so it is anyway where stages share a card or one of
+    them is on the CPU.
     """
 
     name: ClassVar[str] = "distributed"
@@ -41,40 +44,55 @@ class DistributedBackend(PipelineBackend):
         graph: LayerGraph,
         load_stage: Callable[[int], nn.Module],
         compute_dtype: ComputeDtype | None = None,
-        timeout_s: float = 300.0,
+        patience: Patience = PATIENCE,
         via_host: bool = False,
+        place: Place | None = None,
     ) -> None:
         super().__init__(plan, graph, compute_dtype)
         end_with_launcher()
-        place, spec = Place.from_environment(), self.spec
+        place, spec = place or Place.from_environment(), self.spec
         if place.world_size != spec.num_stages:
             raise BackendError(
                 f"{place.world_size} processes were started for a plan of {spec.num_stages} stages; start one for each"
             )
         self.rank = place.rank
-        torch_device = torch_devices(plan)[place.rank]
-        stage = Stage(load_stage(place.rank), spec.layers[place.rank], spec.torch_dtype, torch_device)
-        self._group = ProcessGroup(place, spec.stage_name, torch_device, timeout_s, via_host)
+        devices = torch_devices(plan)
+        apart = len(set(devices)) == len(devices) and all(device.type == "cuda" for device in devices)
+        self._group = ProcessGroup(place, spec.stage_name, spec.most_rows, devices[place.rank], patience, via_host or not apart)
+        try:
+            stage, start_up = started(
+                lambda: Stage(load_stage(place.rank), spec.layers[place.rank], spec.torch_dtype, devices[place.rank])
+            )
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        self._group.share("start-up", dumps(start_up))
         self._engine = Engine(spec, {place.rank: stage}, (self._group.ring(),))
 
     def follow(self) -> None:
         """Run this stage's part of every job that rank 0 publishes, until rank 0 leaves."""
         while (text := self._group.next_job()) != _NO_MORE:
-            self._engine.run(decode(text))
+            self._engine.follow(decode(text))
+
+    def start_up(self) -> tuple[StartUp, ...]:
+        """What loading took each stage; waits for those that still load."""
+        return tuple(loads(StartUp, text, "start-up") for text in self._group.shared("start-up"))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the group; after an error without a word, so that the other stages notice."""
+        """Leave the group; after an error the other stages are told who is to blame."""
         if kind is None:
             if self.rank == 0:
                 self._group.publish(_NO_MORE)
             self._group.part()
-        self._group.close()
+        elif not isinstance(error, PeerError):
+            self._group.give_up(f"{kind.__name__}: {error}".splitlines()[0])
+        self._group.close(failed=kind is not None)
 
-    def _run(self, job: Job, on_token: OnToken | None) -> Progress:
+    def run(self, progress: Progress) -> Iterator[NewToken]:
         if self.rank:
             raise BackendError(f"rank {self.rank} was asked to generate; only rank 0 does, the others follow()")
-        self._group.publish(encode(job))
-        return self._engine.run(job, on_token)
+        self._group.publish(encode(progress.job))
+        return self._engine.run(progress)

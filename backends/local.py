@@ -1,17 +1,15 @@
 """LocalBackend: all stages of a plan in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from torch import nn
 
-from llmpq.generation import OnToken
 from llmpq.graph import LayerGraph
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.runtime.engine import Engine
-from llmpq.runtime.job import Job
 from llmpq.runtime.pipeline_backend import PipelineBackend
-from llmpq.runtime.progress import Progress
+from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.torch_devices import torch_devices
 from llmpq.runtime.transport import in_process_ring
@@ -34,5 +32,5 @@ class LocalBackend(PipelineBackend):
         stages = {j: Stage(load_stage(j), layers, self.spec.torch_dtype, device) for j, (layers, device) in enumerate(places)}
         self._engine = Engine(self.spec, stages, in_process_ring(len(stages)))
 
-    def _run(self, job: Job, on_token: OnToken | None) -> Progress:
-        return self._engine.run(job, on_token)
+    def run(self, progress: Progress) -> Iterator[NewToken]:
+        return self._engine.run(progress)

@@ -114,6 +114,14 @@ class BackendError(LlmpqError):
 
 
 class PeerError(BackendError):
-    """Another stage's process died, hung or is unreachable; its own exit code keeps it apart from the cause."""
+    """Another stage's process died, hung or is unreachable; its own exit code keeps it apart from the cause.
+
+    rank, reason: the stage that is lost, where it is known, and how. generated: the tokens that every sequence of the job had
+    until then; ended: the sequences that had come to their end.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
+    rank: int | None = None
+    reason: str = ""
+    generated: tuple[tuple[int, ...], ...] = ()
+    ended: tuple[int, ...] = ()

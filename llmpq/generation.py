@@ -33,10 +33,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The continuation of one prompt; `log_probs` (natural, at temperature 1) of its tokens when they were asked for."""
+    """The continuation of one prompt; `log_probs` (natural, at temperature 1) of its tokens when they were asked for.
+
+    finish_reason: "interrupted" where a stage was lost before the sequence had ended.
+    """
 
     token_ids: tuple[int, ...]
-    finish_reason: Literal["length", "eos"]
+    finish_reason: Literal["length", "eos", "interrupted"]
     log_probs: tuple[float, ...] | None = None
 
 

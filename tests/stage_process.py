@@ -10,6 +10,7 @@ import torch
 from llmpq.backends.distributed import DistributedBackend
 from llmpq.errors import LlmpqError
 from llmpq.generation import SamplingParams
+from llmpq.runtime.heartbeat import Patience
 from llmpq.runtime.pipeline_backend import PipelineBackend
 from tests.toys import ToyStage, prompts_of, toy_graph, toy_plan, toy_stages
 
@@ -52,7 +53,7 @@ def dying(stage: ToyStage, how: str, calls: int) -> ToyStage:
     return stage
 
 
-def main(fate: str = "lives", timeout_s: str = "20") -> None:
+def main(fate: str = "lives", lost_after_s: str = "2") -> None:
     torch.set_num_threads(1)
 
     def load_stage(index: int) -> ToyStage:
@@ -60,7 +61,9 @@ def main(fate: str = "lives", timeout_s: str = "20") -> None:
         return stage if index == 0 or fate == "lives" else dying(stage, fate, calls=4)
 
     try:
-        with DistributedBackend(toy_plan(CUTS, 1, 2), toy_graph(), load_stage, timeout_s=float(timeout_s)) as backend:
+        with DistributedBackend(
+            toy_plan(CUTS, 1, 2), toy_graph(), load_stage, patience=Patience(60, float(lost_after_s), 60)
+        ) as backend:
             if backend.rank:
                 backend.follow()
             else:

@@ -70,5 +70,5 @@ def test_one_process_is_a_pipeline_of_one_stage(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LLMPQ_LAUNCHER", raising=False)
     local = LocalBackend(toy_plan((4,)), toy_graph(), toy_stages((4,)).__getitem__)
-    with DistributedBackend(toy_plan((4,)), toy_graph(), toy_stages((4,)).__getitem__, timeout_s=20) as backend:
+    with DistributedBackend(toy_plan((4,)), toy_graph(), toy_stages((4,)).__getitem__) as backend:
         assert results(backend) == results(local)

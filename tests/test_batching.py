@@ -1,4 +1,4 @@
-"""Left-padded micro-batches, and how jobs are cut into batches."""
+"""Steps and their inputs, and how jobs get their slots."""
 
 from dataclasses import replace
 
@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 
 from llmpq.errors import InputError
 from llmpq.generation import SamplingParams
-from llmpq.runtime.batching import Rows, make_batch
+from llmpq.runtime.batching import Row, Step, padded_ids
 from llmpq.runtime.job import Job, decode, encode, force_job, generate_job, score_job
-from llmpq.runtime.spec import PipelineSpec, cut, pipeline_spec, unsupported, validate
+from llmpq.runtime.spec import PipelineSpec, arrangements, pipeline_spec, unsupported, validate
+from llmpq.runtime.timeline import Action
 from llmpq.workload import Batch
 from tests.toys import toy_graph, toy_plan
 
-ROWS = Rows((4, 5), (3, 1), 3)
+PREFILL = Step(Action("P", 0), 2, (Row(2, 4, 3), Row(3, 5, 1)))
+DECODE = Step(Action("D", 1), 2, (Row(2, 4, 4), Row(7, 6, 2)))
 
 
 def spec() -> PipelineSpec:
@@ -25,56 +27,63 @@ def job_of(lengths: list[int], new_tokens: int) -> Job:
     return generate_job([[1] * length for length in lengths], SamplingParams(new_tokens))
 
 
-def test_shorter_sequences_are_padded_on_the_left() -> None:
-    sequences = [[], [], [], [], [7, 8, 9], [5]]
-    assert ROWS.input_ids(sequences).tolist() == [[7, 8, 9], [0, 0, 5]]
+def test_shorter_prompts_are_padded_on_the_left() -> None:
+    assert padded_ids([[7, 8, 9], [5]]).tolist() == [[7, 8, 9], [0, 0, 5]]
 
 
-def test_the_mask_covers_past_and_new_positions() -> None:
-    mask = ROWS.attention_mask(4)
-    assert mask is not None
-    assert mask.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+def test_the_mask_says_which_positions_are_real() -> None:
+    masks = [step.attention_mask() for step in (PREFILL, DECODE)]
+    assert [mask.tolist() for mask in masks if mask is not None] == [[[1, 1, 1], [0, 0, 1]], [[1, 1, 1, 1], [1, 1, 0, 0]]]
 
 
 def test_rows_of_equal_length_need_no_mask() -> None:
-    assert Rows((0, 1), (3, 3), 3).attention_mask(5) is None
-    assert ROWS.slice(0, 1).attention_mask(3) is None
-    assert Rows((0,), (2,), 3).attention_mask(3) is not None
+    assert Step(Action("P", 0), 0, (Row(0, 0, 3), Row(1, 1, 3))).attention_mask() is None
+    assert replace(DECODE, rows=DECODE.rows[:1]).attention_mask() is None
 
 
 def test_positions_count_from_the_first_real_token() -> None:
-    assert ROWS.position_ids(0, 3).tolist() == [[0, 1, 2], [0, 0, 0]]
-    assert ROWS.position_ids(3, 1).tolist() == [[3], [1]]
+    assert PREFILL.position_ids().tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert DECODE.position_ids().tolist() == [[3], [1]]
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=13), st.integers(1, 4), st.integers(1, 3))
-def test_each_sequence_is_prefilled_and_decoded_once(lengths: list[int], prefill: int, share: int) -> None:
-    batch = make_batch(lengths, 10, prefill, prefill * share, 3)
-    expected = list(enumerate(lengths, 10))
-    parts = [batch.prefill_rows(index) for index in range(len(batch.prefill))]
-    for rows in (batch.decode, parts):
-        assert [pair for part in rows for pair in zip(part.sequences, part.lengths)] == expected
-    assert all(len(part) <= prefill for part in parts)
-    for index, part in enumerate(batch.prefill):
-        assert part.owner == index // batch.prefill_per_decode
-        assert parts[index].padded_len == max(batch.decode[part.owner].lengths)
+def test_a_row_found_elsewhere_moves_with_the_positions_that_it_had() -> None:
+    assert DECODE.moves == ((7, 3, 1),)
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=20), st.integers(1, 30))
-def test_batches_hold_every_sequence_within_the_planned_sequences_and_cache(lengths: list[int], new_tokens: int) -> None:
-    limits = spec()
-    batches = list(cut(job_of(lengths, new_tokens), limits))
-    assert [sequence for batch in batches for rows in batch.decode for sequence in rows.sequences] == list(range(len(lengths)))
-    for batch in batches:
-        assert sum(len(rows) for rows in batch.decode) <= limits.workload.batch_size
-        reserved = sum(len(rows) * batch.cache_len(index) for index, rows in enumerate(batch.decode))
-        assert len(lengths) == 1 or reserved <= limits.cache_positions
+@given(st.lists(st.integers(1, 20), max_size=20), st.integers(1, 30))
+def test_slots_hold_every_sequence_within_the_planned_sequences_and_cache(lengths: list[int], new_tokens: int) -> None:
+    limits, job = spec(), job_of(lengths, new_tokens)
+    found = arrangements(job, limits)
+    assert sorted(sequence for part in found for sequence in part.sequences) == list(range(len(lengths)))
+    for part in found:
+        assert 1 <= part.slots <= min(limits.workload.batch_size, len(part.sequences))
+        assert part.slot_len == max(job.positions(sequence) for sequence in part.sequences)
+        assert part.slots * part.slot_len <= limits.cache_positions
+
+
+def test_sequences_longer_than_planned_come_last_so_that_the_others_keep_their_slots() -> None:
+    first, then = arrangements(job_of([12, 40, 3, 12], 8), spec())
+    assert (first.sequences, first.slots, first.slot_len) == ((0, 2, 3), 3, 19)
+    assert (then.sequences, then.slots, then.slot_len) == ((1,), 1, 47)
+
+
+def test_sequences_that_an_earlier_run_has_ended_get_no_slots() -> None:
+    job = replace(job_of([3, 3, 3], 4), generated=((1, 2, 3, 4), (1,), ()))
+    assert [part.sequences for part in arrangements(job, spec())] == [(1, 2)]
+    assert job.prompt(1) == (1, 1, 1, 1)
+    assert job.positions(1) == 3 + 4 - 1
 
 
 def test_prompts_longer_than_planned_are_prefilled_fewer_at_a_time() -> None:
     limits = replace(spec(), prefill_micro_batch=4, decode_micro_batch=4)
-    sizes = {length: len(next(cut(job_of([length] * 4, 2), limits)).prefill_rows(0)) for length in (12, 13, 24, 25)}
-    assert sizes == {12: 4, 13: 2, 24: 2, 25: 1}
+    assert {length: limits.prefilled_at_once(length) for length in (1, 12, 13, 24, 25, 60)} == {
+        1: 4,
+        12: 4,
+        13: 3,
+        24: 2,
+        25: 1,
+        60: 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,7 @@ def test_a_sequence_larger_than_the_planned_cache_is_refused_but_may_be_scored()
 
 
 def test_a_job_survives_its_text_form() -> None:
-    for job in (job_of([2, 3], 4), force_job([[1, 2]], [[3]]), score_job([[4, 5]])):
+    for job in (job_of([2, 3], 4), force_job([[1, 2]], [[3]]), score_job([[4, 5]]), replace(job_of([2], 4), generated=((7,),))):
         assert decode(encode(job)) == job
 
 

@@ -34,7 +34,7 @@ def kept_by_hand(logits: Tensor, params: SamplingParams) -> dict[int, float]:
 
 def test_temperature_zero_takes_the_most_likely_token() -> None:
     logits = logits_of(5)
-    assert sample(logits, SamplingParams(1), range(5), 0).tolist() == logits.argmax(-1).tolist()
+    assert sample(logits, SamplingParams(1), range(5), [0] * 5).tolist() == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_temperature_zero_takes_the_most_likely_token() -> None:
 )
 def test_draws_follow_the_truncated_distribution(params: SamplingParams) -> None:
     logits, draws = logits_of(1), 4000
-    tokens = sample(logits.expand(draws, -1), params, range(draws), 0).tolist()
+    tokens = sample(logits.expand(draws, -1), params, range(draws), [0] * draws).tolist()
     expected = kept_by_hand(logits[0], params)
     assert set(tokens) <= set(expected)
     for token, probability in expected.items():
@@ -61,9 +61,9 @@ def test_draws_follow_the_truncated_distribution(params: SamplingParams) -> None
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 3))
 def test_a_row_draws_the_same_whatever_stands_beside_it(order: list[int], cut: int, step: int) -> None:
     logits, params = logits_of(6), SamplingParams(1, temperature=1.0, top_p=0.9, seed=3)
-    together = sample(logits, params, range(6), step).tolist()
+    together = sample(logits, params, range(6), [step] * 6).tolist()
     picked = order[:cut]
-    assert sample(logits[picked], params, picked, step).tolist() == [together[row] for row in picked]
+    assert sample(logits[picked], params, picked, [step] * len(picked)).tolist() == [together[row] for row in picked]
 
 
 def test_other_seeds_steps_and_sequences_draw_other_numbers() -> None:

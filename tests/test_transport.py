@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from llmpq.errors import BackendError, InputError
+from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.launcher import free_port
 from llmpq.runtime.process_group import Place
 from llmpq.runtime.timeline import Action
-from llmpq.runtime.transport import Message, Transport, in_process_ring
+from llmpq.runtime.transport import End, Message, Room, Transport, in_process_ring
 
 ROOT = Path(__file__).parent.parent
 PAYLOADS = (
@@ -20,19 +21,22 @@ PAYLOADS = (
     torch.arange(4, dtype=torch.bfloat16).view(2, 1, 2),
     torch.arange(4, dtype=torch.float64).view(2, 2),
     torch.empty(1, 0, dtype=torch.float64),
-    None,
     torch.arange(400_000, dtype=torch.float16).view(2, 2, -1),
 )
 
 
 def messages() -> list[Message]:
-    return [Message(Action("P" if index % 2 else "D", index), payload) for index, payload in enumerate(PAYLOADS)]
+    """Of every kind; the End comes last."""
+    steps = [
+        Step(Action("P" if i % 2 else "D", i), 3 * i, (Row(i, 7, 2), Row(9, i, 1))[: 1 + i % 2]) for i in range(len(PAYLOADS))
+    ]
+    return [Message(Room(4, 5)), *map(Message, steps, PAYLOADS), Message(End())]
 
 
 def same(one: Message, other: Message) -> bool:
     if one.payload is None or other.payload is None:
-        return one.action == other.action and one.payload is other.payload
-    return one.action == other.action and one.payload.dtype == other.payload.dtype and torch.equal(one.payload, other.payload)
+        return one.content == other.content and one.payload is other.payload
+    return one.content == other.content and one.payload.dtype == other.payload.dtype and torch.equal(one.payload, other.payload)
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
@@ -41,30 +45,33 @@ def test_a_ring_hands_messages_to_the_next_stage_in_order(num_stages: int) -> No
     for stage, place in enumerate(ring):
         for message in messages():
             place.send(message)
-        received = [ring[(stage + 1) % num_stages].receive() for _ in PAYLOADS]
+        received = [ring[(stage + 1) % num_stages].receive() for _ in messages()]
         assert all(same(one, other) for one, other in zip(messages(), received))
 
 
 def test_reading_what_was_not_sent_is_an_error_and_no_hang() -> None:
-    with pytest.raises(BackendError, match="reads a message that was not sent in an earlier slot"):
+    with pytest.raises(BackendError, match="reads a message that was not sent before"):
         in_process_ring(2)[0].receive()
 
 
 BOTH_WAYS = """
 from tests.test_transport import messages, same
+from llmpq.runtime.heartbeat import Patience
 from llmpq.runtime.process_group import Place, ProcessGroup
-group = ProcessGroup(Place.from_environment(), "stage {}".format, timeout_s=20)
+group = ProcessGroup(Place.from_environment(), "stage {}".format, 2, patience=Patience(20, 10, 20))
 if group.place.rank == 0:
     group.publish("a job")
 else:
     assert group.next_job() == "a job"
-for _ in range(3):  # both send more than the other has room for before either receives
+for _ in range(3):  # both send before either receives
+    group.begin()
     for message in messages():
-        group.send(message) if group.place.rank else None
+        group.send(message)
     for message in messages():
-        group.send(message) if not group.place.rank else None
         assert same(group.receive(), message), message
-group.flush()
+    group.flush()
+group.share("name", f"rank {group.place.rank}")
+assert group.shared("name") == ["rank 0", "rank 1"]
 group.part()
 group.close()
 """
@@ -82,7 +89,7 @@ def run_ranks(code: str) -> list[int]:
             process.wait()
 
 
-def test_two_processes_exchange_every_kind_of_message_without_blocking_each_other() -> None:
+def test_two_processes_exchange_every_kind_of_message() -> None:
     assert run_ranks(BOTH_WAYS) == [0, 0]
 
 

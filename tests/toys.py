@@ -53,12 +53,13 @@ class ToyStage(nn.Module):
 
 
 def visible(attention_mask: Tensor | None, tokens: int, past: int) -> Tensor:
-    """Causal, without padding; a padded query sees itself, so that no row of the softmax is empty."""
+    """Causal, without padding; a query that sees nothing, being padding, sees itself, so that no row of the softmax is empty."""
     queries, keys = torch.arange(past, past + tokens)[:, None], torch.arange(past + tokens)[None]
     causal = (keys <= queries)[None, None]
     if attention_mask is None:
         return causal
-    return (causal & attention_mask.bool()[:, None, None]) | (keys == queries)
+    seen = causal & attention_mask.bool()[:, None, None]
+    return seen | (~seen.any(-1, keepdim=True) & (keys == queries))
 
 
 def rotate(x: Tensor, position_ids: Tensor) -> Tensor:

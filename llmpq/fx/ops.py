@@ -29,7 +29,7 @@ def attention_mask(
 ) -> Tensor | None:
     """The mask of one pass over `hidden`, as transformers' attention implementations want it.
 
-    attention_mask:  [batch, past + tokens], 1 for real tokens, 0 for padding; None: no padding
+    attention_mask:  [batch, past + tokens], 1 for real tokens, 0 for padding before or behind them; None: none
     hidden:          [batch, tokens, ...]; only its shape, dtype and device are read
     past_key_values: gives the past length of the whole pass
     window:          each token sees itself and the `window` - 1 tokens before it; None: all before it
@@ -47,6 +47,8 @@ def attention_mask(
     if implementation == "sdpa" and not materialize and _is_plain(padding, past, tokens, window or chunk, causal):
         return None
     queries = torch.arange(past, seen, device=hidden.device)[:, None]
+    if padding is not None and causal and past > 0 and (window or chunk):
+        queries = queries - _behind(padding)
     keys = torch.arange(seen, device=hidden.device)[None, :]
     allowed = keys <= queries if causal else torch.ones(tokens, seen, dtype=torch.bool, device=hidden.device)
     allowed = allowed if window is None else allowed & (keys > queries - window)
@@ -84,6 +86,11 @@ def _same_chunk(padding: Tensor | None, queries: Tensor, keys: Tensor, chunk: in
     left = torch.zeros(1, device=keys.device) if padding is None else (padding.cumsum(-1) == 0).sum(-1)
     shift = left.long()[:, None, None, None]
     return (queries - shift) // chunk == (keys - shift) // chunk
+
+
+def _behind(padding: Tensor) -> Tensor:
+    """[batch, 1, 1, 1]: places behind the last real token, which is the sequence's newest."""
+    return (padding.flip(-1).cumsum(-1) == 0).sum(-1)[:, None, None, None]
 
 
 def _is_plain(padding: Tensor | None, past: int, tokens: int, reach: int | None, causal: bool) -> bool:

@@ -20,9 +20,10 @@ from llmpq.precision import Precision
 from llmpq.profiling.random_weights import fill
 from llmpq.program import Program, Request
 from llmpq.quantization.quantized_linear import prepare_linears
-from llmpq.runtime.batching import make_batch
+from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.sampling import sample
 from llmpq.runtime.stage import Stage
+from llmpq.runtime.timeline import Action
 from llmpq.workload import Batch as Workload
 
 WORKING_SET = 192 * 2**20  # bytes of layers of one kind, beyond any cache, so that their weights come from memory
@@ -83,18 +84,16 @@ class Probe:
     def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes:
         """`rows` sequences of `tokens` new tokens that see `context` positions at the end: a prefill, or a decode step at 1."""
         decode = tokens == 1
-        prompt = context - 1 if decode else tokens
-        batch = make_batch([prompt] * rows, 0, rows, rows, 2 if decode else 1)
+        length = context if decode else tokens
+        step = Step(Action("D" if decode else "P", 0), 0, tuple(Row(row, row, length) for row in range(rows)))
         if not decode or self._decoded != (rows, context):
-            self._stage.begin(batch, keeps_cache=True)  # a run decodes into memory that prefill has touched, so not anew
+            self._stage.reserve(rows, length)  # a run decodes into memory that prefill has touched, so not anew
         self._decoded = (rows, context) if decode else None
-        if decode:
-            self._stage.assume_filled(0, prompt)
         self._times = []
         start, ran = self._clock(), time.thread_time()
         ids = torch.ones(rows, tokens, dtype=torch.int64)
-        logits = (self._stage.decode if decode else self._stage.prefill)(batch, 0, ids)
-        sample(logits[:, -1], SamplingParams(1), range(rows), 0).tolist()
+        logits = self._stage.run(step, ids)
+        sample(logits[:, -1], SamplingParams(1), range(rows), [0] * rows).tolist()
         end, ran = self._clock(), time.thread_time() - ran
         return self._split(start, end, ran / max(end - start, 1e-9))
 

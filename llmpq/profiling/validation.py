@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from llmpq.costs import CostTable, derive_costs
 from llmpq.costs.profile import Profile
@@ -18,16 +18,15 @@ from llmpq.layer_option import parse_options
 from llmpq.plan import Plan
 from llmpq.profiling.probe import Clock
 from llmpq.quantization.quantized_linear import QuantizedLinear
-from llmpq.runtime.engine import batch_schedule, interpret
+from llmpq.runtime.engine import Engine
 from llmpq.runtime.job import Job, generate_job
 from llmpq.runtime.progress import Progress
 from llmpq.runtime.schedule import schedule
 from llmpq.runtime.simulate import Times, simulate
-from llmpq.runtime.spec import PipelineSpec, cut, pipeline_spec
+from llmpq.runtime.spec import PipelineSpec, pipeline_spec
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
 from llmpq.runtime.transport import in_process_ring
-from llmpq.runtime.worker import Worker
 from llmpq.workload import Batch
 
 if TYPE_CHECKING:
@@ -122,30 +121,17 @@ def validate(
 def run_job(job: Job, spec: PipelineSpec, stages: dict[int, Stage], clock: Clock) -> Run:
     """The job through all stages in this process, every action timed, sampling with that of the last stage."""
     actions: dict[tuple[int, str], list[float]] = {}
-    progress, start = Progress(job, None), clock()
-    for batch in cut(job, spec):
-        workers = {
-            j: _TimedWorker(j, clock, actions, stage, transport, job, batch, None if j else progress, j == len(stages) - 1)
-            for (j, stage), transport in zip(stages.items(), in_process_ring(len(stages)))
-        }
-        interpret(batch_schedule(batch, len(stages)), workers)
+
+    def note(stage: int, action: Action, begin: float, end: float) -> None:
+        actions.setdefault((stage, action.phase), []).append(end - begin)
+
+    start = clock()
+    engine = Engine(spec, stages, in_process_ring(len(stages)), on_action=note, clock=clock)
+    for _ in engine.run(Progress(job)):
+        pass
     total_s = clock() - start
     weights = tuple(weight_bytes(stage.module) for stage in stages.values())
     return Run(actions, total_s, weights, tuple(stage.cache_bytes for stage in stages.values()))
-
-
-class _TimedWorker(Worker):
-    """A worker that notes what each of its actions takes."""
-
-    def __init__(self, index: int, clock: Clock, actions: dict[tuple[int, str], list[float]], *rest: object) -> None:
-        super().__init__(*rest)  # type: ignore[arg-type]
-        self._index, self._clock, self._actions = index, clock, actions
-
-    def _compute(self, action: Action, x: Tensor) -> Tensor:
-        start = self._clock()
-        output = super()._compute(action, x)
-        self._actions.setdefault((self._index, action.phase), []).append(self._clock() - start)
-        return output
 
 
 def weight_bytes(module: nn.Module) -> int:

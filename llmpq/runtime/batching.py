@@ -1,4 +1,4 @@
-"""Batches: sequences of different lengths as left-padded micro-batches."""
+"""Steps: what one action of the pipeline does, sequence by sequence, and its inputs as padded rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,83 +6,70 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmpq.runtime.timeline import Action
+
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Sequences of one micro-batch, by their index in the job, each padded on the left to `padded_len` positions."""
+class Row:
+    """A sequence in a step: `slot` that holds its cache before the step, `length` positions that it has after it."""
 
-    sequences: tuple[int, ...]
-    lengths: tuple[int, ...]
-    padded_len: int
+    slot: int
+    sequence: int
+    length: int
 
-    def __len__(self) -> int:
-        return len(self.sequences)
 
-    def slice(self, start: int, stop: int) -> "Rows":
-        return Rows(self.sequences[start:stop], self.lengths[start:stop], self.padded_len)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action and its rows; the cache of row i is in slot `first_slot` + i, moved there first where it was elsewhere.
 
-    def input_ids(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """[rows, padded_len] int64; padding is token 0, which no real position attends to."""
-        ids = torch.zeros(len(self), self.padded_len, dtype=torch.int64)
-        for row, (index, length) in enumerate(zip(self.sequences, self.lengths)):
-            ids[row, self.padded_len - length :] = torch.tensor(sequences[index])
-        return ids
+    A prefill brings whole prompts into empty slots, padded on the left to the longest; a decode step adds one position to each.
+    """
 
-    def attention_mask(self, positions: int) -> Tensor | None:
-        """[rows, positions] int64 over past and new positions, 1 where real; None when no row is padded."""
+    action: Action
+    first_slot: int
+    rows: tuple[Row, ...]
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        return tuple(row.sequence for row in self.rows)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(row.length for row in self.rows)
+
+    @property
+    def padded_len(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def moves(self) -> tuple[tuple[int, int, int], ...]:
+        """(from slot, to slot, positions) of the rows that a decode step finds elsewhere."""
+        places = enumerate(self.rows, self.first_slot)
+        return tuple((row.slot, slot, row.length - 1) for slot, row in places if row.slot != slot)
+
+    def attention_mask(self) -> Tensor | None:
+        """[rows, padded_len] int64, 1 where a position is real; None when all rows are equally long.
+
+        Prefilled rows end together, decoded ones begin together.
+        """
         if min(self.lengths) == self.padded_len:
             return None
-        return (torch.arange(positions) >= self._padding()).long()
+        positions, lengths = torch.arange(self.padded_len), torch.tensor(self.lengths)[:, None]
+        real = positions >= self.padded_len - lengths if self.action.phase == "P" else positions < lengths
+        return real.long()
 
-    def position_ids(self, past: int, tokens: int) -> Tensor:
-        """[rows, tokens] int64 of the positions [past, past + tokens), counted from each row's first real token."""
-        return (torch.arange(past, past + tokens) - self._padding()).clamp(min=0)
-
-    def _padding(self) -> Tensor:
-        return torch.tensor([[self.padded_len - length] for length in self.lengths])
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """A prefill micro-batch: the rows [start, stop) of decode micro-batch `owner`."""
-
-    owner: int
-    start: int
-    stop: int
+    def position_ids(self) -> Tensor:
+        """[rows, tokens] int64 of the new positions, counted from each row's first real token."""
+        lengths = torch.tensor(self.lengths)[:, None]
+        if self.action.phase == "D":
+            return lengths - 1
+        return (torch.arange(self.padded_len) - (self.padded_len - lengths)).clamp(min=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What runs through the pipeline together: decode micro-batches, and the prefill micro-batches they are cut into.
-
-    `new_tokens`: the most that any sequence of the batch generates.
-    """
-
-    decode: tuple[Rows, ...]
-    prefill: tuple[Slice, ...]
-    prefill_per_decode: int
-    new_tokens: int
-
-    def prefill_rows(self, micro_batch: int) -> Rows:
-        part = self.prefill[micro_batch]
-        return self.decode[part.owner].slice(part.start, part.stop)
-
-    def cache_len(self, micro_batch: int) -> int:
-        """Positions of the decode micro-batch's KV cache: the last token is never fed back."""
-        return self.decode[micro_batch].padded_len + self.new_tokens - 1
-
-
-def make_batch(
-    lengths: Sequence[int], first_sequence: int, prefill_micro_batch: int, decode_micro_batch: int, new_tokens: int
-) -> Batch:
-    """The batch of sequences first_sequence, first_sequence + 1, ... with these lengths, in order.
-
-    `prefill_micro_batch` divides `decode_micro_batch`; the last micro-batches may be smaller.
-    """
-    decode, prefill = [], []
-    for owner, start in enumerate(range(0, len(lengths), decode_micro_batch)):
-        own = tuple(lengths[start : start + decode_micro_batch])
-        decode.append(Rows(tuple(range(first_sequence + start, first_sequence + start + len(own))), own, max(own)))
-        cuts = range(0, len(own), prefill_micro_batch)
-        prefill += [Slice(owner, cut, min(cut + prefill_micro_batch, len(own))) for cut in cuts]
-    return Batch(tuple(decode), tuple(prefill), decode_micro_batch // prefill_micro_batch, new_tokens)
+def padded_ids(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """[rows, longest] int64, padded on the left with token 0, which no real position attends to."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    for row, tokens in enumerate(sequences):
+        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
+    return ids

@@ -1,49 +1,95 @@
-"""Engine: runs a job, batch by batch, on the stages of a pipeline that live in this process."""
+"""Engine: runs jobs on the stages of a pipeline that live in this process."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from llmpq.generation import OnToken
-from llmpq.runtime.batching import Batch
+from llmpq.runtime.batching import Step
 from llmpq.runtime.job import Job
-from llmpq.runtime.progress import Progress
-from llmpq.runtime.schedule import Schedule, schedule
-from llmpq.runtime.spec import PipelineSpec, cut
+from llmpq.runtime.progress import NewToken, Progress
+from llmpq.runtime.scheduler import Pick, Scheduler, longest_waiting
+from llmpq.runtime.spec import PipelineSpec, arrangements
 from llmpq.runtime.stage import Stage
-from llmpq.runtime.transport import Transport
-from llmpq.runtime.worker import Worker
+from llmpq.runtime.transport import End, Message, Room, Transport
+from llmpq.runtime.worker import OnAction, Worker
 
 
 class Engine:
-    """`stages`: those of this process by index: all of them, or one beside other processes that run the same jobs."""
+    """`stages`: those of this process by index: all of them, or one beside other processes that run the same jobs.
 
-    def __init__(self, spec: PipelineSpec, stages: Mapping[int, Stage], transports: Sequence[Transport]) -> None:
-        """`transports`: the place of each stage in `stages`, in the same order."""
-        self.spec = spec
-        self.stages = stages
-        self.transports = transports
+    `transports`: the place of each stage in `stages`, in the same order. `pick` decides which micro-batch is next, `on_action`
+    is called with every action of these stages and the times on `clock` between which it was computed.
+    """
 
-    def run(self, job: Job, on_token: OnToken | None = None) -> Progress:
-        """Run the job to its end. What returned is whole where stage 0 lives; elsewhere it stays empty."""
-        progress = Progress(job, on_token)
-        for batch in cut(job, self.spec):
-            workers = {
-                index: Worker(stage, transport, job, batch, None if index else progress, index == self.spec.num_stages - 1)
-                for (index, stage), transport in zip(self.stages.items(), self.transports)
-            }
-            interpret(batch_schedule(batch, self.spec.num_stages), workers)
-        return progress
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        stages: Mapping[int, Stage],
+        transports: Sequence[Transport],
+        pick: Pick = longest_waiting,
+        on_action: OnAction | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.spec, self.stages, self.transports = spec, stages, transports
+        self._pick, self._on_action, self._clock = pick, on_action, clock
+
+    def run(self, progress: Progress) -> Iterator[NewToken]:
+        """Run the job of `progress` to its end, where stage 0 lives; yields tokens as they return to it.
+
+        An iterator that is closed before ends the job at once, for every stage.
+        """
+        first, *others = self._workers(progress.job)
+        try:
+            for arrangement in arrangements(progress.job, self.spec):
+                first.handle(Message(Room(arrangement.slots, arrangement.slot_len)))
+                self._follow(others)
+                scheduler = Scheduler(arrangement, self.spec, progress, self._pick)
+                yield from self._turns(scheduler, progress, first, others)
+        except GeneratorExit:
+            self._end(first, others)
+            raise
+        self._end(first, others)
+
+    def follow(self, job: Job) -> None:
+        """Run the part of a stage that is not the first."""
+        (worker,) = self._workers(job)
+        while worker.follow():
+            pass
+        worker.transport.flush()
+
+    def _workers(self, job: Job) -> list[Worker]:
+        places = zip(self.stages.items(), self.transports, strict=True)
+        rest = (job, self.spec.cache_positions, self._on_action, self._clock)
+        workers = [Worker(index, self.spec.num_stages, stage, transport, *rest) for (index, stage), transport in places]
+        for worker in workers:
+            worker.transport.begin()
+        return workers
+
+    def _turns(self, scheduler: Scheduler, progress: Progress, first: Worker, others: Sequence[Worker]) -> Iterator[NewToken]:
+        while (micro_batch := scheduler.next_turn()) is not None:
+            while scheduler.in_flight(micro_batch):
+                yield from _collect(scheduler, progress, first)
+            for step in scheduler.take_turn(micro_batch):
+                first.feed(step, progress)
+                self._follow(others)
+
+    def _follow(self, others: Sequence[Worker]) -> None:
+        """Where all stages live in this process, each does at once what the one before it has sent."""
+        for worker in others:
+            worker.follow()
+
+    def _end(self, first: Worker, others: Sequence[Worker]) -> None:
+        """Send the End around, and drop what is still on its way before it."""
+        first.handle(Message(End()))
+        self._follow(others)
+        while not isinstance(first.transport.receive().content, End):
+            pass
+        first.transport.flush()
 
 
-def batch_schedule(batch: Batch, num_stages: int) -> Schedule:
-    """The schedule that the engine interprets for a batch."""
-    return schedule(num_stages, len(batch.prefill), len(batch.decode), batch.new_tokens, batch.prefill_per_decode)
-
-
-def interpret(schedule: Schedule, workers: Mapping[int, Worker]) -> None:
-    """Walk the slots; in each, every worker does its stage's action. Within one process that order alone meets all needs."""
-    for slot in zip(*(schedule.rows[index] for index in workers)):
-        for worker, action in zip(workers.values(), slot):
-            if action is not None:
-                worker.run(action)
-    for worker in reversed(list(workers.values())):
-        worker.finish()
+def _collect(scheduler: Scheduler, progress: Progress, first: Worker) -> list[NewToken]:
+    """Take the next message that returns to the first stage."""
+    message = first.transport.receive()
+    if not isinstance(message.content, Step) or message.payload is None:
+        return []
+    scheduler.came_back(message.content)
+    return progress.take(message.content.rows, message.payload)

@@ -1,6 +1,7 @@
-"""KvCache: keys and values of a stage's layers for a fixed set of sequences, allocated once."""
+"""KvCache: keys and values of a stage's layers, allocated once and divided into slots of one sequence each."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ class KvCache:
     """Static cache that transformers' attention layers write through `update`.
 
     keys [batch_size, num_kv_heads, max_len, head_dim] and values (of value_dim) per layer, indexed by its global number.
-    `length` positions are filled; a forward pass over n tokens writes [length, length + n) in every layer, and the
-    caller then calls `advance(n)`, so that all layers and masks of one pass see the same past.
+    As it is, all sequences go side by side: `length` positions are filled; a forward pass over n tokens writes
+    [length, length + n) in every layer, and the caller then calls `advance(n)`, so that all layers and masks of one pass see
+    the same past. For sequences that go their own ways see llmpq.runtime.slots.
     """
 
     wants_every_position = False  # generation reads the logits of the last position only
@@ -27,26 +29,39 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.length = 0
-        self.max_len = max_len
+        self.positions = batch_size * max_len
+        self._layers = layers
+        self._memory = {layer: _memory(attention, self.positions, dtype, device) for layer, attention in layers.items()}
+        self.arrange(batch_size, max_len)
+
+    def arrange(self, batch_size: int, max_len: int) -> None:
+        """Divide the same memory anew; what it held is lost. batch_size * max_len must not exceed `positions`."""
+        assert batch_size * max_len <= self.positions, "more positions than were allocated"
+        self.max_len, self.length = max_len, 0
         self._entries: dict[int, tuple[Tensor, Tensor]] = {}
         self._index_keys: dict[int, Tensor] = {}
-        for layer, attention in layers.items():
+        for layer, attention in self._layers.items():
+            keys, values, index_keys = self._memory[layer]
             shape = (batch_size, attention.num_kv_heads, max_len)
-            self._entries[layer] = (
-                torch.zeros(*shape, attention.head_dim, dtype=dtype, device=device),
-                torch.zeros(*shape, attention.value_dim, dtype=dtype, device=device),
-            )
+            self._entries[layer] = _shaped(keys, (*shape, attention.head_dim)), _shaped(values, (*shape, attention.value_dim))
             if attention.index_dim:
-                self._index_keys[layer] = torch.zeros(batch_size, max_len, attention.index_dim, dtype=dtype, device=device)
+                self._index_keys[layer] = _shaped(index_keys, (batch_size, max_len, attention.index_dim))
 
-    def rows(self, start: int, stop: int) -> "KvCache":
-        """The sequences [start, stop) as a cache of their own that shares this one's memory and starts at its length."""
-        view = KvCache({}, 0, self.max_len, torch.float32)
-        view.length = self.length
-        view._entries = {layer: (keys[start:stop], values[start:stop]) for layer, (keys, values) in self._entries.items()}
-        view._index_keys = {layer: keys[start:stop] for layer, keys in self._index_keys.items()}
-        return view
+    def move(self, source: int, target: int, positions: int) -> None:
+        """The sequence in slot `source`, of that many positions, goes to slot `target`."""
+        for held in (tensor for pair in self._entries.values() for tensor in pair):
+            held[target, :, :positions] = held[source, :, :positions]
+        for held in self._index_keys.values():
+            held[target, :positions] = held[source, :positions]
+
+    def slots(self, layer: int, first: int, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of so many slots of a layer, all their positions."""
+        keys, values = self._entries[layer]
+        return keys[first : first + number], values[first : first + number]
+
+    def index_slots(self, layer: int, first: int, number: int) -> Tensor:
+        """The keys of a layer's indexer in so many slots."""
+        return self._index_keys[layer][first : first + number]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write key, value [batch, heads, n, head_dim] behind the past; returns all filled positions, the new ones included."""
@@ -72,20 +87,32 @@ class KvCache:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all slots."""
         pairs = sum(keys.nbytes + values.nbytes for keys, values in self._entries.values())
         return pairs + sum(keys.nbytes for keys in self._index_keys.values())
 
 
-class PassingCache(KvCache):
+class PassingCache:
     """A cache of nothing, for passes over whole sequences: attention sees the keys and values of this pass alone."""
 
     wants_every_position = True
-
-    def __init__(self) -> None:
-        super().__init__({}, 0, 0, torch.float32)
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return key, value
 
     def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
         return index_key
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+def _memory(attention: Attention, positions: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
+    """Keys, values and index keys of one layer, flat; zeros, since what a mask hides must be finite."""
+    heads = positions * attention.num_kv_heads
+    sizes = (heads * attention.head_dim, heads * attention.value_dim, positions * (attention.index_dim or 0))
+    return tuple(torch.zeros(size, dtype=dtype, device=device) for size in sizes)
+
+
+def _shaped(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return memory[: prod(shape)].view(shape)

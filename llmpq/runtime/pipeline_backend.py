@@ -1,20 +1,23 @@
-"""PipelineBackend: what the local and the distributed backend share: jobs in, results out."""
+"""PipelineBackend: what the backends of the own runtime share: jobs in, results out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from llmpq.errors import BackendError
+from llmpq.errors import BackendError, PeerError
 from llmpq.generation import Generation, OnToken, SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.runtime.job import Job, force_job, generate_job, score_job
-from llmpq.runtime.progress import Progress
+from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.spec import PipelineSpec, pipeline_spec, unsupported, validate
 
 
 class PipelineBackend(ABC):
-    """Raises BackendError for a plan it does not support, InputError for a sequence that the model or plan cannot take."""
+    """Raises BackendError for a plan it does not support, InputError for a sequence that the model or plan cannot take.
+
+    A lost stage is a PeerError that carries what was generated until then.
+    """
 
     name: ClassVar[str]
 
@@ -32,22 +35,38 @@ class PipelineBackend(ABC):
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, on_token: OnToken | None = None
     ) -> list[Generation]:
         """Continue every prompt; `on_token(sequence, token)` is called as tokens return to stage 0, per sequence in order."""
-        return self._validated_run(generate_job(prompts, params), on_token).generations()
+        return self._ran(generate_job(prompts, params), on_token).generations()
+
+    def stream(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Iterator[tuple[int, int]]:
+        """(sequence, token) as tokens return to stage 0, per sequence in order; closing the iterator ends the job."""
+        progress = self._validated(generate_job(prompts, params))
+        return ((sequence, token) for sequence, token, _ in self.run(progress))
 
     def log_probs(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probabilities (nats) of the tokens of each continuation, by the prefill and decode path of generation."""
-        generations = self._validated_run(force_job(prompts, continuations)).generations()
+        generations = self._ran(force_job(prompts, continuations)).generations()
         return [generation.log_probs or () for generation in generations]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Log-probabilities (nats) of tokens 1, 2, ... of each sequence given those before them, in one pass without cache."""
-        progress = self._validated_run(score_job(sequences))
+        progress = self._ran(score_job(sequences))
         return [progress.scores[index] for index in range(len(sequences))]
 
     @abstractmethod
-    def _run(self, job: Job, on_token: OnToken | None) -> Progress:
-        """Run a valid job to its end."""
+    def run(self, progress: Progress) -> Iterator[NewToken]:
+        """Run a valid job to its end; yields tokens as they come."""
 
-    def _validated_run(self, job: Job, on_token: OnToken | None = None) -> Progress:
+    def _validated(self, job: Job) -> Progress:
         validate(job, self.spec)
-        return self._run(job, on_token)
+        return Progress(job)
+
+    def _ran(self, job: Job, on_token: OnToken | None = None) -> Progress:
+        progress = self._validated(job)
+        try:
+            for sequence, token, _ in self.run(progress):
+                if on_token:
+                    on_token(sequence, token)
+        except PeerError as error:
+            error.generated, error.ended = progress.generated, progress.ended
+            raise
+        return progress

@@ -1,26 +1,26 @@
 """ProcessGroup: one stage's process among the others, over torch.distributed: messages around the ring, jobs from rank 0."""
 
 import os
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
-from llmpq.errors import BackendError, InputError, PeerError
-from llmpq.runtime.timeline import Action
+from llmpq.errors import InputError, PeerError
+from llmpq.runtime.channels import AHEAD, Broken, Incoming, Outgoing, open_sockets, shut
+from llmpq.runtime.heartbeat import PATIENCE, Heartbeat, Lost, Patience, first_line, key_of
 from llmpq.runtime.transport import Message, Transport, in_process_ring
 
-_DTYPES = (torch.int64, torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_HEADER_LEN = 7  # phase, micro-batch, dimensions of the payload (0: none), dtype, three sizes
-_MOST_IN_FLIGHT = 4  # messages that a stage may be ahead of the next one: bounds the memory of hidden states under way
-_POLL = timedelta(seconds=1)  # how long a wait for a job goes without noticing Ctrl-C
+_POLL_S = 0.1  # how long a wait goes on without looking whether somebody was lost, or noticing Ctrl-C
+_SETTLE_S = 2.0  # for threads to end once the connections are shut
+_NEVER = timedelta(days=30)  # torch.distributed gives nobody up: we do
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class Place:
 
     rank: int
     world_size: int
+    host: str = "127.0.0.1"
+    port: int = 0
+    launcher_keeps_store: bool = False
 
     @staticmethod
     def from_environment() -> "Place":
@@ -39,133 +42,204 @@ class Place:
                     f"environment variable {name} is not set; start the stages with torchrun or llmpq run --processes"
                 )
         try:
-            return Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+            rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
         except ValueError as error:
-            raise InputError(f"environment variables RANK and WORLD_SIZE must be whole numbers: {error}") from error
+            raise InputError(f"environment variables RANK, WORLD_SIZE and MASTER_PORT must be whole numbers: {error}") from error
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's name
+        return Place(rank, world_size, os.environ["MASTER_ADDR"], port, agent)
 
 
 class ProcessGroup:
     """The joined group: a Transport to the neighbours in the ring, and jobs (text) from rank 0 to the others.
 
     Headers and what returns to stage 0 cross on the CPU; hidden states on `device`, by nccl between CUDA devices. With
-    `via_host` they too cross on the CPU, for processes that share one card. `name_of(rank)` names stages in errors.
+    `via_host` they too cross on the CPU, for processes that share one card. `name_of(rank)` names stages in errors;
+    `most_rows`: sequences of the largest step. Every wait ends within `patience` with a PeerError that names who is lost.
     """
 
     def __init__(
         self,
         place: Place,
         name_of: Callable[[int], str],
+        most_rows: int,
         device: torch.device | str = "cpu",
-        timeout_s: float = 300.0,
+        patience: Patience = PATIENCE,
         via_host: bool = False,
     ) -> None:
-        self.place, self._name_of, self._timeout = place, name_of, timedelta(seconds=timeout_s)
+        self.place, self._name_of, self._most_rows, self._patience = place, name_of, most_rows, patience
         self._device = torch.device("cpu") if via_host else torch.device(device)
-        self._in_flight: deque[tuple[dist.Work, Tensor]] = deque()
+        self._keeper = None if place.launcher_keeps_store else 0
+        self._incoming: Incoming | None = None
+        self._outgoing: Outgoing | None = None
         self._jobs = 0
-        with self._naming("the other stages"):
-            store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=self._timeout))
-            self._store = store
-            backend = "gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=self._timeout)
+        self._sockets: frozenset[int] = frozenset()
+        self._heartbeat: Heartbeat | None = None
+        self._store = self._patiently(self._open_store, Lost(self._keeper, "its store cannot be reached"))
+        self._heartbeat = Heartbeat(self._store.clone(), place.rank, place.world_size, self._keeper, patience)
+        self._meet()
+        self._heartbeat.start()
+        self._patiently(self._join, Lost(None, "not all stages could be connected"))
 
     def ring(self) -> Transport:
         """This stage's place in the ring; a stage that is alone in it hands messages to itself."""
         return self if self.place.world_size > 1 else in_process_ring(1)[0]
 
-    def send(self, message: Message) -> None:
-        """Post header and payload to the next stage; waits only when it is too far ahead of it.
+    def begin(self) -> None:
+        """Listen for the messages of a job. Stage 0 takes all at once: they are small, and the last stage must never wait."""
+        before, after = ((self.place.rank + by) % self.place.world_size for by in (-1, 1))
+        cpu = torch.device("cpu")
+        self._incoming = Incoming(
+            before, self._device if self.place.rank else cpu, self._most_rows, AHEAD if self.place.rank else 0
+        )
+        if self._outgoing is None:
+            self._outgoing = Outgoing(after, self._device if after else cpu, self._most_rows, AHEAD if after else 0)
 
-        The last stage never waits: its messages are small, and stage 0 may be waiting for room itself.
-        """
-        peer = (self.place.rank + 1) % self.place.world_size
-        with self._naming(self._name_of(peer)):
-            self._post(_header(message), peer)
-            if message.payload is not None:
-                device = self._device if peer else torch.device("cpu")
-                self._post(message.payload.to(device).contiguous(), peer)
-            while peer and len(self._in_flight) > 2 * _MOST_IN_FLIGHT:
-                self._in_flight.popleft()[0].wait()
+    def send(self, message: Message) -> None:
+        """Hand a message over to the next stage; waits only when this one is too far ahead of it."""
+        outgoing = self._outgoing
+        assert outgoing is not None, "no job has begun"
+        self._wait(lambda: outgoing.put(message, _POLL_S) or None, (self.place.rank + 1) % self.place.world_size)
 
     def receive(self) -> Message:
         """The next message of the stage before this one."""
-        peer = (self.place.rank - 1) % self.place.world_size
-        with self._naming(self._name_of(peer)):
-            header = torch.empty(_HEADER_LEN, dtype=torch.int64)
-            dist.recv(header, peer)
-            phase, micro_batch, dimensions, dtype, *sizes = header.tolist()
-            payload = None
-            if dimensions:
-                device = self._device if self.place.rank else torch.device("cpu")
-                payload = torch.empty(sizes[:dimensions], dtype=_DTYPES[dtype], device=device)
-                dist.recv(payload, peer)
-        return Message(Action("D" if phase else "P", micro_batch), payload)
+        incoming = self._incoming
+        assert incoming is not None, "no job has begun"
+        return self._wait(lambda: incoming.next(_POLL_S), (self.place.rank - 1) % self.place.world_size)
 
     def flush(self) -> None:
-        with self._naming(self._name_of((self.place.rank + 1) % self.place.world_size)):
-            while self._in_flight:
-                self._in_flight.popleft()[0].wait()
+        outgoing = self._outgoing
+        if outgoing is not None:
+            self._wait(lambda: outgoing.is_flushed(_POLL_S) or None, (self.place.rank + 1) % self.place.world_size)
 
     def publish(self, job: str) -> None:
         """Give the other ranks their next job; rank 0 only."""
-        with self._naming("the other stages"):
-            self._store.set(f"llmpq/job/{self._jobs}", job)
+        self._store.set(f"llmpq/job/{self._jobs}", job)
         self._jobs += 1
 
     def next_job(self) -> str:
-        """Wait, without a limit while rank 0 lives, for what it publishes next."""
+        """Wait, without a limit while all live, for what rank 0 publishes next."""
         key = f"llmpq/job/{self._jobs}"
-        with self._naming(self._name_of(0)):
-            while not self._waited(key):
-                pass
-            self._jobs += 1
-            return str(self._store.get(key).decode())
+        while not self._is_set(key):
+            self._raise_if_lost()
+        self._jobs += 1
+        return str(self._store.get(key).decode())
+
+    def share(self, name: str, value: str) -> None:
+        """Leave a text for whoever asks for it."""
+        self._store.set(f"llmpq/{name}/{self.place.rank}", value)
+
+    def shared(self, name: str) -> list[str]:
+        """What every rank has shared under that name, in order; waits for it."""
+        keys = [f"llmpq/{name}/{rank}" for rank in range(self.place.world_size)]
+        for rank, key in enumerate(keys):
+            self._wait(lambda key=key: self._is_set(key) or None, rank)  # type: ignore[misc]
+        return [self._store.get(key).decode() for key in keys]
 
     def part(self) -> None:
-        """Say that nothing more is wanted of rank 0; rank 0, which keeps the store, returns when all have said so."""
+        """Say that nothing more is wanted of rank 0; rank 0, which may keep the store, returns when all have said so."""
+        self._stop_heartbeat()
         rank, others = self.place.rank, range(1, self.place.world_size)
-        with self._naming("the other stages"):
+        with suppress(RuntimeError):  # one that went without a word is not missed any more
             if rank:
                 self._store.set(f"llmpq/left/{rank}", "")
             elif others:
-                self._store.wait([f"llmpq/left/{other}" for other in others], self._timeout)
+                self._store.wait([f"llmpq/left/{other}" for other in others], timedelta(seconds=self._patience.lost_after_s))
 
-    def close(self) -> None:
-        """Leave the group."""
+    def give_up(self, reason: str) -> None:
+        """Tell the others that this stage fails."""
+        if self._heartbeat is not None:
+            self._heartbeat.blame(Lost(self.place.rank, reason))
+
+    def _stop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+
+    def close(self, failed: bool = False) -> None:
+        """Leave the group; after a failure by breaking the connections, on which threads may wait for what will never come."""
+        self._stop_heartbeat()
+        if failed:
+            shut(self._sockets)
+        for channel in (self._incoming, self._outgoing):
+            if channel is not None:
+                channel.close(_SETTLE_S)
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _waited(self, key: str) -> bool:
+    def _open_store(self) -> dist.Store:
+        keeps = self.place.rank == 0 and not self.place.launcher_keeps_store
+        limit = timedelta(seconds=self._patience.join_s)
+        return dist.TCPStore(self.place.host, self.place.port, None, keeps, limit, wait_for_workers=False, multi_tenant=keeps)
+
+    def _meet(self) -> None:
+        """Wait until every stage is there; Raises PeerError naming the first that is not."""
+        deadline = time.monotonic() + self._patience.join_s
+        for rank in range(self.place.world_size):
+            while not self._store.check([key_of(rank)]):
+                if time.monotonic() > deadline:
+                    raise self._error(Lost(rank, f"it did not come within {self._patience.join_s:.0f} s"))
+                time.sleep(_POLL_S / 10)
+
+    def _join(self) -> None:
+        backend = "gloo" if self._device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        place, before = self.place, open_sockets()
+        dist.init_process_group(backend, store=self._store, rank=place.rank, world_size=place.world_size, timeout=_NEVER)
+        self._sockets = open_sockets() - before
+
+    def _patiently(self, call: Callable[[], T], otherwise: Lost) -> T:
+        """What `call` returns, on a thread that is left behind when it does not in time, or somebody is lost meanwhile."""
+        results: list[T] = []
+        errors: list[RuntimeError] = []
+
+        def run() -> None:
+            try:
+                results.append(call())
+            except RuntimeError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + self._patience.join_s
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(_POLL_S)
+            self._raise_if_lost()
+        if results:
+            return results[0]
+        reason = first_line(errors[0]) if errors else f"no answer for {self._patience.join_s:.0f} s"
+        raise self._error(Lost(otherwise.rank, f"{otherwise.reason}: {reason}"))
+
+    def _wait(self, poll: Callable[[], T | None], peer: int) -> T:
+        """What `poll` returns at last. Raises PeerError when somebody is lost, or the time for a step is up."""
+        heartbeat, limit_s, start = self._heartbeat, self._patience.step_s, time.monotonic()
+        assert heartbeat is not None
+        heartbeat.waits = True
         try:
-            self._store.wait([key], _POLL)
+            while (found := poll()) is None:
+                self._raise_if_lost()
+                if time.monotonic() - start > limit_s:
+                    suspect = next(iter(heartbeat.busy()), peer)
+                    raise self._error(heartbeat.blame(Lost(suspect, f"no answer for {limit_s:.0f} s, though it lives")))
+            return found
+        except Broken as error:
+            raise self._error(heartbeat.blame(Lost(peer, f"the connection broke: {error}"))) from error
+        finally:
+            heartbeat.waits = False
+
+    def _is_set(self, key: str) -> bool:
+        try:
+            self._store.wait([key], timedelta(seconds=_POLL_S))
         except dist.DistStoreError:
             return False  # the poll timed out
+        except RuntimeError as error:
+            raise self._error(Lost(self._keeper, f"its store is gone: {first_line(error)}")) from error
         return True
 
-    def _post(self, tensor: Tensor, peer: int) -> None:
-        work = dist.isend(tensor, peer)
-        if work is None:
-            raise BackendError("this process is not a member of its own process group")
-        self._in_flight.append((work, tensor))
+    def _raise_if_lost(self) -> None:
+        lost = None if self._heartbeat is None else self._heartbeat.lost(_POLL_S)
+        if lost is not None:
+            raise self._error(lost)
 
-    @contextmanager
-    def _naming(self, peer: str) -> Iterator[None]:
-        """Turn what torch.distributed raises into a PeerError that names who was spoken to."""
-        start = time.monotonic()
-        try:
-            yield
-        except RuntimeError as error:
-            waited = time.monotonic() - start
-            reason = str(error).splitlines()[0]
-            raise PeerError(
-                f"{self._name_of(self.place.rank)} lost {peer} after {waited:.1f} s of at most "
-                f"{self._timeout.total_seconds():.0f} s: {reason}; see the messages of that stage"
-            ) from error
-
-
-def _header(message: Message) -> Tensor:
-    payload = message.payload
-    shape = () if payload is None else tuple(payload.shape)
-    dtype = 0 if payload is None else _DTYPES.index(payload.dtype)
-    sizes = (*shape, 0, 0, 0)[:3]
-    return torch.tensor([message.action.phase == "D", message.action.micro_batch, len(shape), dtype, *sizes], dtype=torch.int64)
+    def _error(self, lost: Lost) -> PeerError:
+        name = "the launcher" if lost.rank is None else self._name_of(lost.rank)
+        error = PeerError(f"{self._name_of(self.place.rank)} lost {name}: {lost.reason}; see the messages of that stage")
+        error.rank, error.reason = lost.rank, lost.reason
+        return error

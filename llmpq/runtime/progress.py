@@ -1,58 +1,68 @@
 """Progress: what each sequence of a job has generated so far, kept where the tokens return to."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from llmpq.generation import Generation, OnToken
-from llmpq.runtime.batching import Rows
+from llmpq.generation import Generation
+from llmpq.runtime.batching import Row
 from llmpq.runtime.job import Job
+
+NewToken = tuple[int, int, float]  # index of the sequence, token id, its log-probability (0 where nobody asked)
 
 
 class Progress:
-    """Takes what the last stage emits, ends sequences, and reports tokens as they come."""
+    """Takes what the last stage emits and ends sequences."""
 
-    def __init__(self, job: Job, on_token: OnToken | None = None) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.scores: dict[int, tuple[float, ...]] = {}
-        self._on_token = on_token
-        self._tokens: list[list[int]] = [[] for _ in job.sequences]
-        self._log_probs: list[list[float]] = [[] for _ in job.sequences]
+        self._tokens = [list(job.generated[index]) if job.generated else [] for index in range(len(job.sequences))]
+        self._log_probs = [[0.0] * len(tokens) for tokens in self._tokens]
 
-    def take(self, rows: Rows, emitted: Tensor) -> None:
-        """`emitted`: [2, rows] token ids and log-probabilities, or [rows, padded_len - 1] log-probabilities when scoring."""
+    def take(self, rows: tuple[Row, ...], emitted: Tensor) -> list[NewToken]:
+        """`emitted`: [2, rows] token ids and log-probabilities, or [rows, padded_len - 1] log-probabilities when scoring.
+
+        Returns the tokens that are new, none when scoring.
+        """
         if self.job.kind == "score":
-            for sequence, length, values in zip(rows.sequences, rows.lengths, emitted.tolist()):
-                self.scores[sequence] = tuple(values[len(values) - (length - 1) :])
-            return
-        for sequence, token, log_prob in zip(rows.sequences, *emitted.tolist()):
-            if not self._has_ended(sequence):
-                self._append(sequence, int(token), log_prob)
+            for row, values in zip(rows, emitted.tolist()):
+                self.scores[row.sequence] = tuple(values[len(values) - (row.length - 1) :])
+            return []
+        emitted_rows = zip(rows, *emitted.tolist())
+        new = [(row.sequence, int(token), log_prob) for row, token, log_prob in emitted_rows if not self.has_ended(row.sequence)]
+        for token in new:
+            self.append(token)
+        return new
 
-    def ended(self, rows: Rows) -> bool:
-        return all(self._has_ended(sequence) for sequence in rows.sequences)
+    def append(self, new: NewToken) -> None:
+        sequence, token, log_prob = new
+        self._tokens[sequence].append(token)
+        self._log_probs[sequence].append(log_prob)
 
-    def next_ids(self, rows: Rows) -> Tensor:
-        """[rows, 1] int64: the newest token of each row; of an ended row the last one, whose successors are ignored."""
-        return torch.tensor([[(self._tokens[s] or self.job.sequences[s])[-1]] for s in rows.sequences])
+    def has_ended(self, sequence: int) -> bool:
+        if self.job.kind == "score":
+            return sequence in self.scores
+        return self.job.ends(sequence, self._tokens[sequence])
+
+    def newest(self, sequence: int) -> int:
+        """The token that the sequence is continued from."""
+        return self._tokens[sequence][-1]
+
+    @property
+    def generated(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of every sequence so far."""
+        return tuple(map(tuple, self._tokens))
+
+    @property
+    def ended(self) -> tuple[int, ...]:
+        """The sequences that have come to their end."""
+        return tuple(sequence for sequence in range(len(self._tokens)) if self.has_ended(sequence))
 
     def generations(self) -> list[Generation]:
         return [self._generation(index) for index in range(len(self._tokens))]
 
-    def _append(self, sequence: int, token: int, log_prob: float) -> None:
-        self._tokens[sequence].append(token)
-        self._log_probs[sequence].append(log_prob)
-        if self._on_token:
-            self._on_token(sequence, token)
-
-    def _has_ended(self, sequence: int) -> bool:
-        return len(self._tokens[sequence]) >= self.job.new_tokens(sequence) or self._met_eos(sequence)
-
-    def _met_eos(self, sequence: int) -> bool:
-        tokens: Sequence[int] = self._tokens[sequence]
-        return bool(tokens) and self.job.kind == "generate" and tokens[-1] in self.job.params.eos_token_ids
-
     def _generation(self, sequence: int) -> Generation:
+        tokens = tuple(self._tokens[sequence])
         log_probs = tuple(self._log_probs[sequence]) if self.job.wants_log_probs else None
-        return Generation(tuple(self._tokens[sequence]), "eos" if self._met_eos(sequence) else "length", log_probs)
+        if not self.has_ended(sequence):
+            return Generation(tokens, "interrupted", log_probs)
+        return Generation(tokens, "eos" if self.job.met_eos(tokens) else "length", log_probs)

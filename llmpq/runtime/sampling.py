@@ -9,13 +9,13 @@ from torch import Tensor
 from llmpq.generation import SamplingParams
 
 
-def sample(logits: Tensor, params: SamplingParams, sequences: Sequence[int], step: int) -> Tensor:
-    """Token ids [rows] int64 on the CPU for logits [rows, vocab]; row r is token number `step` of sequence `sequences[r]`."""
+def sample(logits: Tensor, params: SamplingParams, sequences: Sequence[int], steps: Sequence[int]) -> Tensor:
+    """Token ids [rows] int64 on the CPU for logits [rows, vocab]; row r is token number `steps[r]` of sequence `sequences[r]`."""
     if params.temperature == 0:
         return logits.argmax(dim=-1).cpu()
     ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
     mass = _kept(ordered / params.temperature, params).cumsum(dim=-1).cpu()
-    draws = torch.tensor([[uniform(params.seed, sequence, step)] for sequence in sequences], dtype=torch.float64)
+    draws = torch.tensor([[uniform(params.seed, *place)] for place in zip(sequences, steps, strict=True)], dtype=torch.float64)
     rank = torch.searchsorted(mass, draws * mass[:, -1:])
     return order.cpu().gather(1, rank).squeeze(1)
 

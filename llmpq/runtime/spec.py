@@ -1,6 +1,5 @@
-"""PipelineSpec: what the runtime needs to know of a graph and its plan, and how a job is cut into batches by it."""
+"""PipelineSpec: what the runtime needs to know of a graph and its plan, and the slots that a job has within it."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +8,8 @@ from llmpq.errors import InputError
 from llmpq.graph import Attention, LayerGraph
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import QUANTIZABLE
-from llmpq.runtime.batching import Batch, make_batch
 from llmpq.runtime.job import Job
-from llmpq.workload import Batch as Workload
+from llmpq.workload import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +17,10 @@ class PipelineSpec:
     """`layers[j]`: layer number -> attention of stage j; the rest as in the plan. `compute_dtype` float32 is reference mode."""
 
     devices: tuple[str, ...]
+    hosts: tuple[str, ...]
     layers: tuple[dict[int, Attention], ...]
     compute_dtype: ComputeDtype
-    workload: Workload
+    workload: Batch
     prefill_micro_batch: int
     decode_micro_batch: int
     vocab_size: int
@@ -40,8 +39,18 @@ class PipelineSpec:
         """KV positions that the plan paid for, over all sequences."""
         return self.workload.batch_size * self.workload.kv_len
 
+    @property
+    def most_rows(self) -> int:
+        """Sequences of the largest step."""
+        return max(self.prefill_micro_batch, self.decode_micro_batch)
+
+    def prefilled_at_once(self, padded_len: int) -> int:
+        """Prompts of that length: the plan's micro-batch, or fewer longer ones, within the plan's tokens per pass."""
+        most = self.prefill_micro_batch * self.workload.prompt_len // padded_len
+        return max(1, min(self.prefill_micro_batch, most))
+
     def stage_name(self, stage: int) -> str:
-        return f"stage {stage} ({self.devices[stage]})"
+        return f"stage {stage} ({self.devices[stage]} on {self.hosts[stage]})"
 
 
 def pipeline_spec(plan: Plan, graph: LayerGraph, compute_dtype: ComputeDtype | None = None) -> PipelineSpec:
@@ -49,6 +58,7 @@ def pipeline_spec(plan: Plan, graph: LayerGraph, compute_dtype: ComputeDtype | N
     layers = tuple({layer: graph.kind_of(layer).attention for layer in stage.layers} for stage in plan.stages)
     return PipelineSpec(
         devices=tuple(stage.device for stage in plan.stages),
+        hosts=tuple(plan.cluster.device(stage.device).host for stage in plan.stages),
         layers=layers,
         compute_dtype=compute_dtype or plan.compute_dtype,
         workload=plan.batch,
@@ -84,7 +94,7 @@ def validate(job: Job, spec: PipelineSpec) -> None:
         if min(tokens) < 0 or max(tokens) >= spec.vocab_size:
             bad = next(token for token in tokens if not 0 <= token < spec.vocab_size)
             raise InputError(f"sequence {index} holds token {bad}; the model knows 0 to {spec.vocab_size - 1}")
-        positions = _positions(job, index)
+        positions = job.positions(index)
         if positions > spec.max_positions:
             raise InputError(f"sequence {index} needs {positions} positions; the model has {spec.max_positions}: shorten it")
         if job.kind != "score" and positions > spec.cache_positions:
@@ -94,40 +104,29 @@ def validate(job: Job, spec: PipelineSpec) -> None:
             )
 
 
-def cut(job: Job, spec: PipelineSpec) -> Iterator[Batch]:
-    """Successive batches of at most the plan's sequences and KV positions, in order."""
-    start = 0
-    while start < len(job.sequences):
-        stop = start + 1
-        while stop < len(job.sequences) and _fits(job, spec, range(start, stop + 1)):
-            stop += 1
-        yield _batch(job, spec, range(start, stop))
-        start = stop
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Sequences that share slots of `slot_len` positions each, `slots` of them at a time."""
+
+    sequences: tuple[int, ...]
+    slots: int
+    slot_len: int
 
 
-def _fits(job: Job, spec: PipelineSpec, sequences: range) -> bool:
-    if len(sequences) > spec.workload.batch_size:
-        return False
-    longest = max(len(job.sequences[index]) for index in sequences) + _new_tokens(job, sequences) - 1
-    return job.kind == "score" or len(sequences) * longest <= spec.cache_positions
+def arrangements(job: Job, spec: PipelineSpec) -> list[Arrangement]:
+    """The job's sequences within the planned sequences and KV positions: first those as long as planned, then longer ones.
+
+    Sequences that an earlier run has ended are in none.
+    """
+    left = [sequence for sequence in range(len(job.sequences)) if not job.was_ended(sequence)]
+    if job.kind == "score":
+        return [Arrangement(tuple(left), min(len(left), spec.workload.batch_size), 0)] if left else []
+    planned = [sequence for sequence in left if job.positions(sequence) <= spec.workload.kv_len]
+    longer = [sequence for sequence in left if job.positions(sequence) > spec.workload.kv_len]
+    return [_arrangement(job, spec, sequences) for sequences in (planned, longer) if sequences]
 
 
-def _batch(job: Job, spec: PipelineSpec, sequences: range) -> Batch:
-    lengths = [len(job.sequences[index]) for index in sequences]
-    prefill = _prefill_micro_batch(spec, max(lengths))
-    return make_batch(lengths, sequences[0], prefill, spec.decode_micro_batch, _new_tokens(job, sequences))
-
-
-def _prefill_micro_batch(spec: PipelineSpec, padded_len: int) -> int:
-    """The plan's, or less for prompts longer than planned, so that activations stay within the plan's tokens per pass."""
-    most = max(1, spec.prefill_micro_batch * spec.workload.prompt_len // padded_len)
-    sizes = range(1, min(most, spec.prefill_micro_batch) + 1)
-    return max(size for size in sizes if spec.decode_micro_batch % size == 0)
-
-
-def _new_tokens(job: Job, sequences: Sequence[int]) -> int:
-    return max(1, *(job.new_tokens(index) for index in sequences))
-
-
-def _positions(job: Job, sequence: int) -> int:
-    return len(job.sequences[sequence]) + max(1, job.new_tokens(sequence)) - 1
+def _arrangement(job: Job, spec: PipelineSpec, sequences: list[int]) -> Arrangement:
+    slot_len = max(job.positions(sequence) for sequence in sequences)
+    slots = min(len(sequences), spec.workload.batch_size, spec.cache_positions // slot_len)
+    return Arrangement(tuple(sequences), slots, slot_len)

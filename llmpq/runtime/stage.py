@@ -1,4 +1,4 @@
-"""Stage: one module of the pipeline with its KV caches; runs one action at a time."""
+"""Stage: one module of the pipeline with its KV cache; runs one step at a time."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from llmpq.graph import Attention
-from llmpq.runtime.batching import Batch
+from llmpq.runtime.batching import Step
 from llmpq.runtime.kv_cache import KvCache, PassingCache
+from llmpq.runtime.slots import ContinuingCache, FillingCache
 
 
 class Stage:
@@ -24,45 +25,45 @@ class Stage:
         self.layers = layers
         self.dtype = dtype
         self.device = torch.device(device)
-        self._caches: list[KvCache] = []
+        self._cache: KvCache | None = None
+        self._keeps = False
 
-    def begin(self, batch: Batch, keeps_cache: bool) -> None:
-        """Make room for a batch, after giving back that of the one before; scoring keeps no cache."""
-        self._caches = []
-        if keeps_cache:
-            self._caches = [
-                KvCache(self.layers, len(rows), batch.cache_len(index), self.dtype, self.device)
-                for index, rows in enumerate(batch.decode)
-            ]
+    def reserve(self, slots: int, slot_len: int, planned: int = 0) -> None:
+        """Empty slots for that many sequences of at most `slot_len` positions; 0 positions for scoring, which keeps no cache.
 
-    def assume_filled(self, micro_batch: int, positions: int) -> None:
-        """Take that many positions of a decode micro-batch's cache as filled: for measuring, whatever they hold."""
-        self._caches[micro_batch].length = positions
+        The memory is that of the first call, which allocates `planned` positions, or what it needs if that is more.
+        """
+        self._keeps = slot_len > 0
+        needed = slots * slot_len
+        if self._keeps and (self._cache is None or self._cache.positions < needed):
+            self._cache = None  # before there is another
+            self._cache = KvCache(self.layers, 1, max(needed, planned), self.dtype, self.device)
+        if self._cache is not None:
+            self._cache.arrange(slots, slot_len)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of keys and values that are reserved now."""
-        return sum(cache.nbytes for cache in self._caches)
+        """Bytes of keys and values in the slots."""
+        return 0 if self._cache is None else self._cache.nbytes
 
-    def prefill(self, batch: Batch, micro_batch: int, x: Tensor) -> Tensor:
-        """All positions of the prompts of a prefill micro-batch."""
-        rows, part = batch.prefill_rows(micro_batch), batch.prefill[micro_batch]
-        owner = self._caches[part.owner] if self._caches else None
-        cache = owner.rows(part.start, part.stop) if owner else PassingCache()
-        output = self._call(x, rows.attention_mask(rows.padded_len), rows.position_ids(0, rows.padded_len), cache)
-        if owner and part.stop == len(batch.decode[part.owner]):
-            owner.advance(rows.padded_len)
-        return output
+    def run(self, step: Step, x: Tensor) -> Tensor:
+        """All positions of prompts, or the next position of sequences whose prompts have been prefilled."""
+        for source, target, positions in step.moves if step.action.phase == "D" else ():
+            self._slots.move(source, target, positions)
+        return self._call(x, step.attention_mask(), step.position_ids(), self._past(step))
 
-    def decode(self, batch: Batch, micro_batch: int, x: Tensor) -> Tensor:
-        """The next position of a decode micro-batch whose prompts have been prefilled."""
-        rows, cache = batch.decode[micro_batch], self._caches[micro_batch]
-        output = self._call(x, rows.attention_mask(cache.length + 1), rows.position_ids(cache.length, 1), cache)
-        cache.advance(1)
-        return output
+    def _past(self, step: Step) -> PassingCache | ContinuingCache:
+        if step.action.phase == "D":
+            return ContinuingCache(self._slots, step.first_slot, step.lengths)
+        return FillingCache(self._slots, step.first_slot, step.lengths) if self._keeps else PassingCache()
+
+    @property
+    def _slots(self) -> KvCache:
+        assert self._cache is not None, "slots are used before they are reserved"
+        return self._cache
 
     @torch.inference_mode()
-    def _call(self, x: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KvCache) -> Tensor:
-        mask = None if attention_mask is None else attention_mask.to(self.device)
-        output: Tensor = self.module(x.to(self.device), mask, position_ids.to(self.device), cache)
+    def _call(self, x: Tensor, mask: Tensor | None, position_ids: Tensor, past: PassingCache | ContinuingCache) -> Tensor:
+        mask = None if mask is None else mask.to(self.device)
+        output: Tensor = self.module(x.to(self.device), mask, position_ids.to(self.device), past)
         return output

@@ -7,22 +7,35 @@ from typing import Protocol
 from torch import Tensor
 
 from llmpq.errors import BackendError
-from llmpq.runtime.timeline import Action
+from llmpq.runtime.batching import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Before steps: the slots that they use, and the positions of each; see Stage.reserve."""
+
+    slots: int
+    slot_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The job is over; the last message of it around the ring."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """The output of an action: hidden states, or from the last stage what was emitted.
+    """A step with its hidden states, or from the last stage with what was emitted; a Room or the End without a payload."""
 
-    `payload` None: the decode micro-batch has ended, and this is the last that is heard of it.
-    """
-
-    action: Action
-    payload: Tensor | None
+    content: Step | Room | End
+    payload: Tensor | None = None
 
 
 class Transport(Protocol):
     """One stage's place in the ring: it receives from the stage before it and sends to the one after, in order."""
+
+    def begin(self) -> None:
+        """A job begins: messages come until its End."""
 
     def send(self, message: Message) -> None: ...
 
@@ -39,12 +52,15 @@ class InProcessTransport:
         self._inbox = inbox
         self._outbox = outbox
 
+    def begin(self) -> None:
+        self._inbox.clear()  # a job before this one may have failed
+
     def send(self, message: Message) -> None:
         self._outbox.append(message)
 
     def receive(self) -> Message:
         if not self._inbox:
-            raise BackendError("schedule: a stage reads a message that was not sent in an earlier slot")
+            raise BackendError("a stage reads a message that was not sent before")
         return self._inbox.popleft()
 
     def flush(self) -> None:
