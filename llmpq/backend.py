@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BACKENDS: dict[str, str] = {
     "local": "llmpq.backends.local:LocalBackend",
     "distributed": "llmpq.backends.distributed:DistributedBackend",
+    "processes": "llmpq.backends.processes:ProcessesBackend",
 }
 
 
