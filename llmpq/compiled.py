@@ -31,6 +31,7 @@ from llmpq.program import Program, Request
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
     from torch import Tensor, nn
     from torch.fx import GraphModule
 
@@ -283,6 +284,15 @@ class CompiledModel:
 
     def __str__(self) -> str:
         return format_plan(self.plan)
+
+    def __repr__(self) -> str:
+        return f"CompiledModel({str(self.directory)!r}: {self.plan!r})"
+
+    def __rich__(self) -> "Table":
+        """The table that `llmpq compile` prints."""
+        from llmpq.commands.output import plan_table
+
+        return plan_table(self.plan)
 
 
 def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledModel:

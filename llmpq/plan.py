@@ -158,6 +158,18 @@ class Plan:
     precisions: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """The canonical printout."""
+        from llmpq.printing import format_plan
+
+        return format_plan(self)
+
+    def __repr__(self) -> str:
+        """What it is in a line; `str` is the whole plan."""
+        devices = ", ".join(dict.fromkeys(stage.device for pipeline in self.pipelines for stage in pipeline.stages))
+        predicted = f"{self.tokens_per_s:.4g} tokens/s, +{self.quality.sensitivity:.4f} nats per token"
+        return f"Plan({self.model!r} on {devices}: {predicted})"
+
     @property
     def pipeline(self) -> Pipeline:
         """The only pipeline (replicas are not planned yet)."""

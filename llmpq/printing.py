@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 
 from llmpq.graph import LayerGraph
 from llmpq.op_graph import Op, OpGraph
-from llmpq.plan import Plan, Range, Stage
-from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.units import format_bytes, format_seconds
 from llmpq.workload import Batch, Workload
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
+
+    from llmpq.plan import Plan, Range, Stage
+    from llmpq.program import Program
 
 
 def format_ranges(options: tuple[str, ...], first: int) -> str:
@@ -72,7 +73,7 @@ def _format_op(op: Op) -> list[str]:
     return [f"  {op.name} = {op.detail}({', '.join(op.inputs)}){weights}{stored}{heads}", *costs]
 
 
-def format_plan(plan: Plan) -> str:
+def format_plan(plan: "Plan") -> str:
     """The plan: workload, stages with their layers and memory, prediction, quality, optimality."""
     prediction = plan.prediction
     lines = [f"plan for {plan.model}: {format_workload(plan.workload)}, {plan.compute_dtype}", f"  {format_sizes(plan)}"]
@@ -97,7 +98,7 @@ def format_workload(workload: Workload) -> str:
     return f"serving {workload.rate_per_s:.4g} requests/s, {lengths}, {', '.join(limits) or 'no latency limit'}"
 
 
-def format_sizes(plan: Plan) -> str:
+def format_sizes(plan: "Plan") -> str:
     """Micro-batches, or what runs at once and the cache it needs."""
     pipeline, load = plan.pipeline, plan.prediction.load
     if load is None:
@@ -106,7 +107,7 @@ def format_sizes(plan: Plan) -> str:
     return f"running: {load.running} sequences in {load.in_flight} batches, at most {load.token_budget} tokens a step; {cache}"
 
 
-def format_speed(plan: Plan) -> str:
+def format_speed(plan: "Plan") -> str:
     """Tokens per second and the seconds behind them, each with its 90 % band."""
     load, rate = plan.prediction.load, f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
     if load is None:
@@ -116,14 +117,14 @@ def format_speed(plan: Plan) -> str:
     return f"{seconds}, {rate}, {load.requests_per_s:.4g} requests/s at full load"
 
 
-def format_phases(plan: Plan) -> str:
+def format_phases(plan: "Plan") -> str:
     """The seconds of a batch: "prefill 1.2 s (1.1-1.4), decode 12.4 s (11.6-13.3)"."""
     prediction, bands = plan.prediction, plan.prediction.bands
     prefill = format_with_band(prediction.prefill_s, bands and bands.prefill_s)
     return f"prefill {prefill}, decode {format_with_band(prediction.decode_s, bands and bands.decode_s)}"
 
 
-def format_with_band(seconds: float, band: Range | None) -> str:
+def format_with_band(seconds: float, band: "Range | None") -> str:
     """ "12.4 s (11.6-13.3)", "1.1 s (900 ms-1.4 s)" where units differ; without a band the seconds alone."""
     shown = format_seconds(seconds)
     if band is None:
@@ -135,22 +136,22 @@ def format_with_band(seconds: float, band: Range | None) -> str:
     return f"{shown} ({'-'.join(ends)})"
 
 
-def format_rate_band(plan: Plan) -> str:
+def format_rate_band(plan: "Plan") -> str:
     """ " (64-80)": the band of tokens per second, or nothing."""
     bands = plan.prediction.bands
     return "" if bands is None else f" ({bands.tokens_per_s.low:.4g}-{bands.tokens_per_s.high:.4g})"
 
 
-def format_stage(stage: Stage) -> str:
+def format_stage(stage: "Stage") -> str:
     return f"layers {format_ranges(stage.options, stage.first_layer)}"
 
 
-def format_quality(plan: Plan) -> str:
+def format_quality(plan: "Plan") -> str:
     budget = "no budget" if plan.quality.budget is None else f"budget {plan.quality.budget:.4f}"
     return f"+{plan.quality.sensitivity:.4f} nats per token, {budget} ({plan.quality.provenance})"
 
 
-def format_optimality(plan: Plan) -> str:
+def format_optimality(plan: "Plan") -> str:
     optimality = plan.optimality
     if optimality.bound is None or optimality.gap is None:
         return f"objective {optimality.objective:.6g} s by {optimality.solver}, a baseline that proves nothing"
@@ -180,7 +181,7 @@ def _format_node(node: "Node") -> str:
     return f"  {node.name} = {node.op} {target}({arguments})" + (f"  # {note}" if note is not None else "")
 
 
-def format_program(program: Program) -> str:
+def format_program(program: "Program") -> str:
     """Everything that is there, in the order in which passes provide it."""
     parts = [format_graph(program.graph)]
     if program.sensitivity is not None:

@@ -3,15 +3,19 @@
 import inspect
 import json
 import pydoc
+import re
 import warnings
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import llmpq
 from llmpq.cli import COMMANDS
 from llmpq.errors import LlmpqWarning
+from llmpq.printing import format_plan
 from llmpq.serialize import to_json
 from tests.command_line import CLUSTER, PLANNED
 from tests.conftest import CommandLine
@@ -102,6 +106,24 @@ def test_scores_of_a_text(cli: CommandLine) -> None:
         llmpq.evaluate("demo", "report", max_tokens=200),
         cli("eval", "demo", "--text", "report", "--max-tokens", 200, "--json").out,
     )
+
+
+def test_values_say_what_they_are_in_a_line_and_in_full() -> None:
+    plan = llmpq.make_plan("demo", CLUSTER, BATCH, **QUICK)
+    assert re.fullmatch(r"Plan\('demo' on CPU:\d, CPU:\d: [\d.]+ tokens/s, \+0\.\d{4} nats per token\)", repr(plan))
+    assert str(plan) == format_plan(plan) and "layers" in str(plan)
+    cluster = llmpq.Cluster.load("2xT4,1xV100-32")
+    assert str(cluster).splitlines()[0] == "cluster 2xT4,1xV100-32"
+    assert [line.split()[0] for line in str(cluster).splitlines()[1:]] == ["T4:0", "T4:1", "V100-32:0"]
+    assert str(llmpq.Cluster.load(CLUSTER)).splitlines()[1] == "  CPU:0 on host a: 5.8 MiB for the model, speed 0.5"
+
+
+def test_a_compiled_model_is_a_table_where_rich_prints_it(mixed_out: Path) -> None:
+    compiled = llmpq.load(mixed_out)
+    assert repr(compiled) == f"CompiledModel({str(mixed_out)!r}: {compiled.plan!r})"
+    console = Console(width=80, file=StringIO())
+    console.print(compiled)
+    assert "capacity" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_notices_are_warnings() -> None:

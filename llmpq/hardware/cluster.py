@@ -7,6 +7,7 @@ from llmpq.errors import ClusterError
 from llmpq.hardware.cluster_spec import ClusterSpec, DeviceEntry, device_names, parse_short
 from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.link import SAME_DEVICE, Link, PairLink
+from llmpq.units import format_bytes
 
 __all__ = ["Cluster", "Device", "Link", "PairLink"]
 
@@ -29,6 +30,11 @@ class Device:
             raise ClusterError(f"device {self.name}: {found}; expected less than the memory")
         if self.speed <= 0:
             raise ClusterError(f"device {self.name}: speed is {self.speed}; expected more than 0")
+
+    def __str__(self) -> str:
+        speed = "" if self.speed == 1 else f", speed {self.speed:g}"
+        price = "" if self.price_per_hour is None else f", {self.price_per_hour:g} per hour"
+        return f"{self.name} on host {self.host}: {format_bytes(self.capacity_bytes)} for the model{speed}{price}"
 
     @property
     def capacity_bytes(self) -> int:
@@ -83,6 +89,10 @@ class Cluster:
         owners = [entry for entry in spec.entries for _ in range(entry.count)]
         devices = tuple(_device(name, entry) for name, entry in zip(device_names(spec.entries), owners))
         return cls(spec.name, devices, spec.within_host, spec.between_hosts, spec.pairs, spec.notices)
+
+    def __str__(self) -> str:
+        """A line per device: name, host, memory for the model, speed and price where they are told."""
+        return "\n".join((f"cluster {self.name}", *(f"  {device}" for device in self.devices)))
 
     def device(self, name: str) -> Device:
         """The device of that name, in any case. Raises ClusterError that lists the names."""
