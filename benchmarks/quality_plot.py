@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 460, 80, 20, 150, 60
-COLOURS = ("#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#999999")
+COLOURS = (
+    "#222222",
+    "#888888",
+    "#0072b2",
+    "#56b4e9",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#005f45",
+    "#8a4f7d",
+    "#bbbbbb",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Quantizers: what they cost in loss, seconds and memory, and whether a killed run ends with the same bytes.
 
-python benchmarks/quantizers.py loss [--only w4a16] | layer | resume
+python benchmarks/quantizers.py loss [--only w4a16] | layer | indicators | resume
 """
 
 import hashlib
@@ -38,8 +38,11 @@ from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.precision import PRECISIONS
+from llmpq.program import Calibration
+from llmpq.quantization.indicators import INDICATORS, raw_shares, table_of
 from llmpq.quantization.original import load_original
 from llmpq.quantization.quantizers import Gptq, Quantizer, Rounding
+from llmpq.quantization.scoring import Measurements
 from llmpq.workload import Batch
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.json"
@@ -48,7 +51,8 @@ TOKENS = 16384  # of the report text
 GROUPS = {"w8a16": (128,), "w4a16": (128, 64, 32), "w3a16": (128,), "w8a8": (None,)}
 KILLS = 20
 RESUME_WINDOWS = 2  # few: what is tested is the resuming, not the result
-HIDDEN = 2048
+HIDDEN, VOCABULARY = 2048, 1024
+SCORED_LAYERS, SCORED_TOKENS, SCORED = 4, 1024, PRECISIONS["w4a16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,9 @@ def traced(directory: Path) -> tuple[GraphModule, LayerGraph]:
     return trace_model(build_model(directory), directory.name)
 
 
-def uniform_plan(graph: LayerGraph, option: str) -> Plan:
-    """Every layer on one device at one precision; what such a plan predicts is not looked at here."""
-    stage = Stage("CPU:0", 0, (option,) * graph.num_layers)
+def planned(graph: LayerGraph, options: tuple[str, ...]) -> Plan:
+    """Every layer on one device at these options; what such a plan predicts is not looked at here."""
+    stage = Stage("CPU:0", 0, options)
     nothing = (
         Prediction(1.0, 1.0, (), "not predicted"),
         Quality(0.0, None, "not predicted"),
@@ -81,11 +85,11 @@ def uniform_plan(graph: LayerGraph, option: str) -> Plan:
     return Plan(graph.model, "bfloat16", Batch(1, 8, 8), Cluster.load("1xCPU"), (Pipeline((stage,), 1, 1),), *nothing)
 
 
-def write(directory: Path, out: Path, option: str, quantizer: Quantizer) -> QuantizationReport:
+def write(directory: Path, out: Path, option: str | tuple[str, ...], quantizer: Quantizer) -> QuantizationReport:
+    """The model at one option, or at one for every layer."""
     graph = traced(directory)[1]
-    write_shards(
-        out, Checkpoint.open(directory), graph, uniform_plan(graph, option), assets=directory, build={}, quantizer=quantizer
-    )
+    plan = planned(graph, (option,) * graph.num_layers if isinstance(option, str) else option)
+    write_shards(out, Checkpoint.open(directory), graph, plan, assets=directory, build={}, quantizer=quantizer)
     return read_report(out)
 
 
@@ -137,25 +141,33 @@ def loss_cases(option: str) -> Iterator[Case]:
             yield Case(option, size, name, difference(losses, original), over, seconds, stored, len(told.smoothed))
 
 
-def layer_figures() -> dict[str, Any]:
-    """Seconds and memory of one layer with hidden size 2048 and random weights, rounded and by GPTQ."""
+def wide_model(directory: Path, layers: int) -> Path:
+    """A Llama of hidden size 2048 with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         hidden_size=HIDDEN,
         intermediate_size=5632,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=4,
-        vocab_size=1024,
+        vocab_size=VOCABULARY,
     )
     torch.manual_seed(0)
-    tokens = tuple(torch.randint(0, 1024, (4096,)).tolist())
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def random_tokens(count: int) -> tuple[int, ...]:
+    return tuple(torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(0)).tolist())
+
+
+def layer_figures() -> dict[str, Any]:
+    """Seconds and memory of one layer with hidden size 2048 and random weights, rounded and by GPTQ."""
+    tokens = random_tokens(4096)
     with TemporaryDirectory() as folder:
-        directory = Path(folder) / "model"
-        model: Any = LlamaForCausalLM(config)
-        model.to(torch.bfloat16).save_pretrained(directory)
-        found = {}
+        directory, found = wide_model(Path(folder) / "model", 1), {}
         for name, quantizer in (
             ("rtn", Rounding()),
             ("gptq", gptq(directory, tokens)),
@@ -169,6 +181,36 @@ def layer_figures() -> dict[str, Any]:
             found[name] = {"cpu_seconds": seconds, **asdict(told.memory), "spilled_bytes": told.spilled_bytes}
     parameters = traced(directory)[1].kind_of(0).parameters
     return {"hidden_size": HIDDEN, "parameters": parameters, "tokens": len(tokens), "precision": "w4a16", "quantizers": found}
+
+
+def indicator_figures() -> dict[str, Any]:
+    """Seconds and peak memory of every indicator on SCORED_LAYERS layers of hidden size 2048, at one precision."""
+    tokens, found = random_tokens(SCORED_TOKENS), {}
+    with TemporaryDirectory() as folder:
+        directory = wide_model(Path(folder) / "model", SCORED_LAYERS)
+        for indicator in (name for name in INDICATORS if name != "random"):
+            file = Path(folder) / f"{indicator}.json"
+            in_process(partial(score, directory, tokens, indicator, file), None)
+            found[indicator] = json.loads(file.read_text())
+    sizes = {"hidden_size": HIDDEN, "layers": SCORED_LAYERS, "tokens": SCORED_TOKENS, "precision": SCORED.name}
+    return {**sizes, "indicators": found}
+
+
+def score(directory: Path, tokens: tuple[int, ...], indicator: str, file: Path) -> None:
+    """Writes CPU seconds per layer of the indicator's figures alone, of the whole table, and the process's peak memory.
+
+    The model is loaded and the original's predictions are there before: every indicator needs them.
+    """
+    os.environ["LLMPQ_CACHE"] = str(file.with_suffix(""))
+    measured = Measurements.of(traced(directory)[1], Calibration(directory, tokens, "random tokens"))
+    assert len(measured.base) > 0
+    loaded, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time()
+    raw_shares(indicator, measured, [SCORED])
+    figures = time.process_time() - started
+    table_of(indicator, measured, [SCORED])
+    whole, peak = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {"figures_s": figures / SCORED_LAYERS, "table_s": whole / SCORED_LAYERS, "loaded_bytes": loaded, "peak_bytes": peak}
+    file.write_text(json.dumps(found))
 
 
 def digest(out: Path) -> str:
@@ -272,6 +314,14 @@ def layer() -> None:
     """Seconds and memory of one layer of hidden size 2048."""
     found = layer_figures()
     keep("layer", found)
+    Console().print_json(json.dumps(found))
+
+
+@main.command()
+def indicators() -> None:
+    """CPU seconds per layer and peak memory of every indicator, hidden size 2048."""
+    found = indicator_figures()
+    keep("indicators", found)
     Console().print_json(json.dumps(found))
 
 

@@ -9,35 +9,47 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmpq.precision import PRECISIONS
+from llmpq.layer_option import mean_bits, parse_option
 from llmpq.sensitivity import SensitivityTable
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 OPTIONS = ("w3a16", "w4a16", "w8a16", "16")
 
 
-@pytest.fixture(scope="module")
-def quality() -> ModuleType:
+def benchmark_module(name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        return import_module("quality")
+        return import_module(name)
 
 
-def random_table(seed: int, layers: int) -> SensitivityTable:
+@pytest.fixture(scope="module")
+def quality() -> ModuleType:
+    return benchmark_module("quality_allocations")
+
+
+def random_table(seed: int, layers: int, options: tuple[str, ...] = OPTIONS) -> SensitivityTable:
     draw = random.Random(seed)
-    rows = tuple((draw.uniform(1, 9), draw.uniform(0.5, 3), draw.uniform(0, 0.4), 0.0) for _ in range(layers))
-    return SensitivityTable(OPTIONS, rows, "test", "test")
+    bits = [mean_bits(parse_option(option)) for option in options]
+    rows = tuple(tuple(draw.uniform(0.5, 2) * 2.0**-each if each < 16 else 0.0 for each in bits) for _ in range(layers))
+    return SensitivityTable(options, rows, "test", "test")
+
+
+def weight_bits(option: str, size: tuple[int, int]) -> int:
+    chosen = parse_option(option)
+    return chosen.of("attention").num_bits * size[0] + chosen.of("mlp").num_bits * size[1]
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("average", [3.0, 4.5, 6.0, 16.0])
-def test_an_allocation_is_the_best_of_all(quality: ModuleType, seed: int, average: float) -> None:
-    sizes = [random.Random(seed).choice((128, 256, 384)) for _ in range(5)]
-    table = random_table(seed, len(sizes))
+@pytest.mark.parametrize("options", [OPTIONS, ("w3a16", "w4a16", "w3a16/w4a16", "w8a16/w3a16", "w8a16")], ids=["layer", "part"])
+def test_an_allocation_is_the_best_of_all(quality: ModuleType, options: tuple[str, ...], seed: int, average: float) -> None:
+    draw = random.Random(seed)
+    sizes = [(draw.choice((128, 256)), draw.choice((128, 256, 384))) for _ in range(4)]
+    table = random_table(seed, len(sizes), options)
     fitting = [
-        options
-        for options in product(OPTIONS, repeat=len(sizes))
-        if sum(PRECISIONS[option].num_bits * size for option, size in zip(options, sizes)) <= average * sum(sizes)
+        chosen
+        for chosen in product(options, repeat=len(sizes))
+        if sum(weight_bits(option, size) for option, size in zip(chosen, sizes)) <= average * sum(map(sum, sizes))
     ]
     best = min(table.total(options) for options in fitting)
     found = quality.allocate(table, sizes, average)
@@ -51,9 +63,10 @@ def test_the_control_has_the_same_figures_in_another_order(quality: ModuleType) 
     assert quality.shuffled(table, 1) == shuffled != quality.shuffled(table, 2)
 
 
-def test_the_plot_shows_every_point_above_zero(quality: ModuleType) -> None:
-    points = [quality.Point("a", 1.0, 0.01, 0.001), quality.Point("b", 2.0, 0.1, 0.01), quality.Point("b", 3.0, -0.1, 0.01)]
-    root = ElementTree.fromstring(quality.plot(points, "x", "y"))
+def test_the_plot_shows_every_point_above_zero() -> None:
+    drawn = benchmark_module("quality_plot")
+    points = [drawn.Point("a", 1.0, 0.01, 0.001), drawn.Point("b", 2.0, 0.1, 0.01), drawn.Point("b", 3.0, -0.1, 0.01)]
+    root = ElementTree.fromstring(drawn.plot(points, "x", "y"))
     circles = [element for element in root.iter() if element.tag.endswith("circle")]
     assert len(circles) == 2 + 2  # and the legend
     heights = [float(circle.get("cy", "nan")) for circle in circles[:2]]

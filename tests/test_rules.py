@@ -1,6 +1,7 @@
 """The constraint language: what parses, what it means, and where errors point."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -126,3 +127,31 @@ def test_equal_texts_make_equal_rules_and_rows_come_in_their_order() -> None:
     texts = ("count(w4a16) >= 1", "average_bits <= 8")
     assert parse_rules(texts) == parse_rules(iter(texts))
     assert [row.label for row in rule_rows(parse_rules(texts), CONTEXT)] == list(texts)
+
+
+PARTS = replace(CONTEXT, options=("w4a16", "w8a16", "w4a16/w8a16", "w8a16/16"), option_bits=(4, 8, 6, 12))
+PART_MEANINGS = {
+    "layers[0].bits >= 8": {"w8a16", "w8a16/16"},
+    "layers[0].bits <= 8": {"w4a16", "w8a16", "w4a16/w8a16"},
+    "layers[0].bits != 4": {"w8a16", "w8a16/16"},
+    "layers[0].precision == w8a16": {"w8a16"},
+    "layers[0].precision in {w4a16, w8a16}": {"w4a16", "w8a16", "w4a16/w8a16"},
+    "layers[0].precision == 'w4a16/w8a16'": {"w4a16/w8a16"},
+    "layers[0].precision != w8a16": {"w4a16"},
+    "layers[0].precision != 'w4a16/w8a16'": {"w4a16", "w8a16", "w8a16/16"},
+    "layers[0].precision == 'w8a8/w4a16'": set(),
+}
+
+
+@pytest.mark.parametrize("text", PART_MEANINGS)
+def test_a_layer_of_two_precisions_keeps_a_rule_that_both_of_its_parts_keep(text: str) -> None:
+    rows = parse_rule(text).rows(PARTS)
+    kept = {
+        name for option, name in enumerate(PARTS.options) if all(row.holds(Assignment((0, 0, 0), (option, 0, 0))) for row in rows)
+    }
+    assert kept == PART_MEANINGS[text]
+
+
+def test_an_average_counts_the_bits_of_both_parts() -> None:
+    (row,) = parse_rule("average_bits <= 5").rows(PARTS)
+    assert row.holds(Assignment((0, 0, 0), (2, 2, 0))) and not row.holds(Assignment((0, 0, 0), (2, 2, 2)))

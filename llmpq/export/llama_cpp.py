@@ -63,7 +63,8 @@ class LlamaCppTarget:
     marker: ClassVar[str] = QUANTIZE_FILE
 
     def unsupported(self, plan: Plan, graph: LayerGraph) -> list[str]:
-        """Precisions that no ggml type holds, layers of two precisions, and several hosts: how llama.cpp names remote devices differs by version."""
+        """Precisions that no ggml type holds, layers of two precisions, and several hosts: how llama.cpp names remote devices
+        differs by version."""
         found: dict[str, str] = {}
         for stage in plan.stages:
             device = plan.cluster.device(stage.device)

@@ -15,11 +15,14 @@ Point = tuple[float, float]  # bytes or seconds, and nats per token
 
 
 def select_options(program: Program) -> Program:
-    """The program with every option of one precision, and up to MOST in all with those mixed ones that gain most."""
+    """The program with every option of one precision or that a rule names, and those mixed ones that gain most, up to MOST."""
     options, gains = program.request.precisions, mixed_gains(program)
-    plain = [index for index, option in enumerate(options) if isinstance(option, Precision)]
-    able = sorted((index for index, gain in gains.items() if gain > 0), key=lambda index: (-gains[index], index))
-    kept = sorted((*plain, *able[: max(0, MOST - len(plain))]))
+    rules = " ".join(rule.text.lower() for rule in program.request.rules)
+    given = [index for index, option in enumerate(options) if isinstance(option, Precision) or option.name in rules]
+    able = sorted(
+        (index for index, gain in gains.items() if gain > 0 and index not in given), key=lambda index: (-gains[index], index)
+    )
+    kept = sorted((*given, *able[: max(0, MOST - len(given))]))
     costs: CostTable = program.require("costs")
     table: SensitivityTable = program.require("sensitivity")
     chosen = tuple(options[index] for index in kept)

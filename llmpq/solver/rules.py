@@ -207,7 +207,7 @@ class _Rows:
     def _option_name(self, name: Name) -> str:
         aliases = {"bf16": "16", "fp16": "16", "w16a16": "16"}
         key = aliases.get(name.text.lower(), name.text.lower())
-        if key not in self.context.options and key not in PRECISIONS:
+        if key not in self.context.options and not set(key.split(SEPARATOR)) <= PRECISIONS.keys():
             known = ", ".join(dict.fromkeys((*self.context.options, *PRECISIONS)))
             raise self._fail(f"precision {name.text!r} is unknown; known are {known}", name.column)
         return key
