@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
 from llmpq.layer_option import GRANULARITIES
+
 from llmpq.program import Target
 
 if TYPE_CHECKING:
     from llmpq.passmanager import Pass
 
+MOST_REPLICAS = 8
 QUANTIZERS = ("auto", "gptq", "rtn")
 
 
@@ -39,6 +41,7 @@ class PlanningOptions(TypedDict, total=False):
     passes: "Sequence[Pass | str]"
     gap: float
     time_limit_s: float
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Options:
     quantizer: gptq, rtn (round to nearest) or auto: gptq where a tokenizer reads the calibration text.
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
+    replicas: the most pipelines that share the requests out between them, 1 to 8.
     """
 
     max_ppl_increase: float | None = None
@@ -78,6 +82,7 @@ class Options:
     passes: "Sequence[Pass | str]" = ()
     gap: float = 1e-3
     time_limit_s: float = 60.0
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -88,6 +93,8 @@ class Options:
             raise InputError("--passes excludes --assign and --indicator; name them in it: estimate-sensitivity{indicator=prior}")
         if not 0 <= self.gap < inf:
             raise InputError(f"--gap is {self.gap}; it must be a finite number, 0 or more")
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise InputError(f"--replicas is {self.replicas}; it is the most pipelines of a plan, 1 to {MOST_REPLICAS}")
         if not 0 < self.time_limit_s < inf:
             raise InputError(f"--time-limit is {self.time_limit_s}; it must be a finite number of seconds above 0")
 

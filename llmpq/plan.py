@@ -1,10 +1,13 @@
 """Plan: what runs where, at which precision, and what is predicted of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.workload import Batch, Serving, Workload
+
+from llmpq.serialize import RARE
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 PLAN_FORMAT = "llmpq-plan-1"
@@ -18,6 +21,12 @@ class Stage:
     device: str
     first_layer: int
     options: tuple[str, ...]
+    peers: tuple[str, ...] = field(default=(), metadata=RARE)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All that hold a part of each of its layers: the device and its peers by tensor parallelism."""
+        return (self.device, *self.peers)
 
     @property
     def layers(self) -> range:
@@ -26,11 +35,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Stages in order, and the number of sequences of a prefill and of a decode micro-batch."""
+    """Stages in order, and the number of sequences of a prefill and of a decode micro-batch.
+
+    replica: what it is for where a plan has several pipelines; tensor_parallel_size: devices of each stage
+    """
 
     stages: tuple[Stage, ...]
     prefill_micro_batch: int
     decode_micro_batch: int
+    replica: "Replica | None" = field(default=None, metadata=RARE)
+    tensor_parallel_size: int = field(default=1, metadata=RARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,17 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """One of several pipelines: its share of the requests, what it is planned for, and what is predicted of it alone."""
+
+    weight: float
+    workload: Workload
+    prediction: Prediction
+    quality: Quality
+    objective: float
+
+
+@dataclass(frozen=True, slots=True)
 class Optimality:
     """Objective in seconds, a proven lower bound of it, and who found it. `bound` None: a baseline that proves nothing."""
 
@@ -143,7 +168,10 @@ class Optimality:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """engine, precisions, constraints: as they were asked for; no precisions: those that the plan uses."""
+    """engine, precisions, constraints: as they were asked for; no precisions: those that the plan uses.
+
+    Of several pipelines the prediction is of all together (a batch takes as long as the slowest), the quality of the worst.
+    """
 
     model: str
     compute_dtype: ComputeDtype
@@ -172,9 +200,27 @@ class Plan:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The only pipeline (replicas are not planned yet)."""
+        """The only pipeline. Raises InputError where there are several."""
+        if len(self.pipelines) > 1:
+            several = f"the plan of {self.model} has {len(self.pipelines)} pipelines"
+            raise InputError(f"{several}; this takes one: give the folder of a replica, or plan with --replicas 1")
         (pipeline,) = self.pipelines
         return pipeline
+
+    @property
+    def replicas(self) -> "tuple[Plan, ...]":
+        """A plan of one pipeline for each; that of a single pipeline is itself."""
+        return tuple(self if pipeline.replica is None else self._alone(pipeline, pipeline.replica) for pipeline in self.pipelines)
+
+    def _alone(self, pipeline: Pipeline, replica: Replica) -> "Plan":
+        return replace(
+            self,
+            workload=replica.workload,
+            pipelines=(replace(pipeline, replica=None),),
+            prediction=replica.prediction,
+            quality=replica.quality,
+            optimality=Optimality(replica.objective, None, False, self.optimality.solver),
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:

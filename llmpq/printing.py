@@ -12,7 +12,7 @@ from llmpq.workload import Batch, Workload
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-    from llmpq.plan import Plan, Range, Stage
+    from llmpq.plan import Pipeline, Plan, Range, Stage
     from llmpq.program import Program
 
 
@@ -75,6 +75,9 @@ def _format_op(op: Op) -> list[str]:
 
 def format_plan(plan: "Plan") -> str:
     """The plan: workload, stages with their layers and memory, prediction, quality, optimality."""
+    if len(plan.pipelines) > 1:
+        each = map(_format_replica, plan.replicas, plan.pipelines)
+        return "\n".join((f"{len(plan.pipelines)} pipelines: {format_together(plan)}", *each))
     prediction = plan.prediction
     lines = [f"plan for {plan.model}: {format_workload(plan.workload)}, {plan.compute_dtype}", f"  {format_sizes(plan)}"]
     for stage, memory in zip(plan.stages, prediction.memory, strict=True):
@@ -85,6 +88,21 @@ def format_plan(plan: "Plan") -> str:
         f"  {format_optimality(plan)}",
     ]
     return "\n".join(lines)
+
+
+def format_together(plan: Plan) -> str:
+    """What several pipelines do together."""
+    return f"{plan.tokens_per_s:.4g} tokens/s, {format_optimality(plan)}"
+
+
+def format_weight(weight: float, workload: Workload) -> str:
+    """What one of several pipelines is given."""
+    return f"{weight:.1%} of the {'sequences' if isinstance(workload, Batch) else 'requests'}"
+
+
+def _format_replica(plan: Plan, pipeline: Pipeline) -> str:
+    weight = 1.0 if pipeline.replica is None else pipeline.replica.weight
+    return f"{format_weight(weight, plan.workload)}: {format_plan(plan)}"
 
 
 def format_workload(workload: Workload) -> str:

@@ -9,10 +9,11 @@ from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.layer_option import LayerOption
-from llmpq.plan import ComputeDtype, Plan
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.rules import Rule
 from llmpq.workload import Workload
+
+from llmpq.plan import ComputeDtype, Plan
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -39,6 +40,7 @@ class Request:
     engine: str = "local"
     gap: float = 1e-3
     time_limit_s: float = 60.0
+    replicas: int = 1  # the most pipelines
     profile: Profile | None = None
 
 

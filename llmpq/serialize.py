@@ -8,12 +8,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from llmpq.errors import InputError
 
 T = TypeVar("T")
+RARE = {"rare": True}
 
 
 def to_json(value: Any) -> Any:
-    """Plain lists, dicts, numbers and strings, in field order."""
+    """Plain lists, dicts, numbers and strings, in field order; of fields with the metadata RARE only what is not the default."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        found = {field: getattr(value, field.name) for field in fields(value)}
+        return {field.name: to_json(item) for field, item in found.items() if item != field.default or field.metadata != RARE}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

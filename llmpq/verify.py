@@ -1,17 +1,19 @@
 """The verifier: what must hold of a program after every pass."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import isfinite
 
 from llmpq.errors import VerifyError
 from llmpq.hardware.support import support
 from llmpq.layer_option import SEPARATOR, mean_bits
-from llmpq.plan import SERVED_TOKENS, Plan
 from llmpq.precision import PRECISIONS
-from llmpq.program import Program
 from llmpq.solver.problem import Assignment
 from llmpq.solver.rules import RuleContext, rule_rows
 from llmpq.workload import Serving
+
+from llmpq.plan import SERVED_TOKENS, Plan
+from llmpq.program import Program
 
 TOLERANCE = 1e-6  # relative, of sums of floats
 
@@ -38,6 +40,8 @@ def _program_problems(program: Program) -> Iterator[str]:
 
 def plan_problems(plan: Plan, program: Program) -> list[str]:
     """Everything in which the plan contradicts itself or the request; nothing that is merely not optimal."""
+    if len(plan.pipelines) > 1:
+        return list(_replica_problems(plan, program))
     found = [*placement_problems(plan, program), *_micro_batch_problems(plan)]
     if found:
         return found  # the others presume that layers, devices and options are known
@@ -63,6 +67,26 @@ def placement_problems(plan: Plan, program: Program) -> Iterator[str]:
     for option in sorted(set(plan.options) - set(allowed)):
         is_known = set(option.split(SEPARATOR)) <= set(PRECISIONS)
         yield f"option {option!r} was not asked for" if is_known else f"option {option!r} is unknown"
+
+
+def _replica_problems(plan: Plan, program: Program) -> Iterator[str]:
+    """Each pipeline by itself; no device in two of them; weights that add up to 1, and an objective that follows from theirs."""
+    for number, one in enumerate(plan.replicas):
+        request = replace(program.request, workload=one.workload)
+        yield from (f"replica {number}: {problem}" for problem in plan_problems(one, replace(program, request=request)))
+    devices = [name for pipeline in plan.pipelines for stage in pipeline.stages for name in stage.devices]
+    if len(set(devices)) != len(devices):
+        yield f"a device is in more than one pipeline: {', '.join(devices)}"
+    replicas = [pipeline.replica for pipeline in plan.pipelines if pipeline.replica is not None]
+    if len(replicas) < len(plan.pipelines):
+        yield f"{len(plan.pipelines)} pipelines, and only {len(replicas)} of them say what they are for"
+        return
+    if abs(sum(one.weight for one in replicas) - 1.0) > TOLERANCE:
+        yield f"the weights of the pipelines add up to {sum(one.weight for one in replicas):.6g}, not to 1"
+    objectives = [one.objective for one in replicas]
+    together = 1.0 / sum(1.0 / s for s in objectives) if isinstance(plan.workload, Serving) else max(objectives)
+    if abs(together - plan.optimality.objective) > TOLERANCE * together:
+        yield f"the objective is {plan.optimality.objective:.6g} s, those of the pipelines make {together:.6g} s"
 
 
 def _micro_batch_problems(plan: Plan) -> Iterator[str]:

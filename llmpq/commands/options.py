@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import click
-
-from llmpq.commands import completions
-from llmpq.commands.output import output_options
 from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
-from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass
 from llmpq.pipelines import Pipelines, names_of, pipelines
-from llmpq.printing import format_program
-from llmpq.program import Program
 from llmpq.suggest import did_you_mean
 from llmpq.workload import Workload
+
+from llmpq.commands import completions
+from llmpq.commands.output import output_options
+from llmpq.options import MOST_REPLICAS, Options, PlanningOptions
+from llmpq.printing import format_program
+from llmpq.program import Program
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +67,9 @@ _OPTIONS = (
     click.option("--passes", "pipeline", metavar="SPEC", help='All passes, such as "derive-costs,…,assign-joint{gap=1e-4}".'),
     click.option("--extra-pass", "passes", multiple=True, metavar="PASS", help="A lowering pass of your own, module:Class."),
     click.option("--gap", type=float, default=1e-3, show_default=True, help="Relative optimality gap at which the search stops."),
+    click.option(
+        "--replicas", type=click.IntRange(1, MOST_REPLICAS), default=1, show_default=True, help="The most pipelines of the plan."
+    ),
     click.option("--time-limit", type=float, default=60.0, show_default=True, help="Seconds of search."),
     click.option("--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."),
     click.option("--print-after", multiple=True, metavar="PASS", help="The same after it."),

@@ -8,6 +8,10 @@ from threading import Timer
 from typing import Any, TypeVar
 
 import click
+from llmpq.costs.kv_blocks import PAGED, kv_blocks
+from llmpq.graph import LayerGraph
+from llmpq.units import format_bytes, format_seconds
+from llmpq.workload import Serving
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,14 +25,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from llmpq.costs.kv_blocks import PAGED, kv_blocks
-from llmpq.graph import LayerGraph
 from llmpq.plan import DeviceMemory, Plan
-from llmpq.printing import format_optimality, format_program, format_quality, format_sizes, format_speed, format_stage
+from llmpq.printing import (
+    format_optimality,
+    format_program,
+    format_quality,
+    format_sizes,
+    format_speed,
+    format_stage,
+    format_together,
+    format_weight,
+)
 from llmpq.program import Program
 from llmpq.serialize import to_json
-from llmpq.units import format_bytes, format_seconds
-from llmpq.workload import Serving
 
 F = TypeVar("F", bound=Callable[..., Any])
 ProgressCallback = Any
@@ -145,6 +154,18 @@ def print_plan(plan: Plan, notices: tuple[str, ...], as_json: bool = False) -> N
     if as_json:
         print_json(plan)
         return
+    if len(plan.pipelines) > 1:
+        for number, (one, pipeline) in enumerate(zip(plan.replicas, plan.pipelines)):
+            weight = pipeline.replica.weight if pipeline.replica is not None else 1.0
+            stdout().print(f"replica {number}       {format_weight(weight, plan.workload)}")
+            _print_pipeline(one)
+        stdout().print(f"together        {format_together(plan)}")
+        return
+    _print_pipeline(plan)
+    stdout().print(f"optimality      {format_optimality(plan)}")
+
+
+def _print_pipeline(plan: Plan) -> None:
     console, prediction, pipeline = stdout(), plan.prediction, plan.pipeline
     console.print(plan_table(plan))
     if isinstance(plan.workload, Serving):
@@ -167,6 +188,10 @@ def print_plan(plan: Plan, notices: tuple[str, ...], as_json: bool = False) -> N
 def print_kv_blocks(plan: Plan, graph: LayerGraph, engine: str) -> None:
     """What an engine with paged attention gets: the blocks of the rank with the least room, on every rank."""
     if engine not in PAGED:
+        return
+    if len(plan.pipelines) > 1:
+        for one in plan.replicas:
+            print_kv_blocks(one, graph, engine)
         return
     blocks = kv_blocks(plan, graph)
     tightest = plan.stages[blocks.tightest].device

@@ -1,0 +1,71 @@
+"""Shares: parts of a batch that one pipeline of several generates, and the programs that plan them."""
+
+from dataclasses import dataclass, field, replace
+
+from llmpq.costs import CostTable, PhaseCosts
+from llmpq.costs.kv_blocks import page_size
+from llmpq.costs.memory import kv_cache_bytes
+from llmpq.costs.table import micro_batch_sizes, phase_costs
+from llmpq.planning.candidates import Group
+from llmpq.planning.engine_limits import engine_limits, without_devices
+from llmpq.workload import Batch
+
+from llmpq.planning.teams import Team
+from llmpq.program import Program
+
+MOST_SHARES = 32  # sizes of a share that are tried: up to there all of them, of a larger batch multiples
+
+Shape = tuple[int, int, int, int]
+
+
+def share_sizes(batch_size: int) -> tuple[int, ...]:
+    """Sequences that a pipeline may be planned for, the whole batch last. It may then be given fewer."""
+    step = -(-batch_size // MOST_SHARES)
+    return (*range(step, batch_size, step), batch_size)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The program of each share of a batch: the same devices, costs of its own micro-batch sizes."""
+
+    program: Program
+    batch: Batch
+    phases: dict[Shape, PhaseCosts] = field(default_factory=dict)
+    programs: dict[int, Program] = field(default_factory=dict)
+
+    def program_of(self, share: int) -> Program:
+        """What plans a pipeline for so many sequences."""
+        if share not in self.programs:
+            request = replace(self.program.request, workload=replace(self.batch, batch_size=share))
+            self.programs[share] = replace(self.program, request=request, costs=self._costs(share))
+        return self.programs[share]
+
+    def sizes(self, share: int, devices: int) -> tuple[tuple[int, int], ...]:
+        """(prefill, decode) micro-batch sizes of a pipeline of so many devices."""
+        return micro_batch_sizes(replace(self.batch, batch_size=share), devices)
+
+    def groups(self, program: Program, team: Team) -> tuple[Group, ...]:
+        """The candidates of a team, of the program of a share."""
+        workload = program.request.workload
+        assert isinstance(workload, Batch)
+        return tuple(Group(team.devices, *pair) for pair in self.sizes(workload.batch_size, len(team.devices)))
+
+    def _costs(self, share: int) -> CostTable:
+        request, graph, batch = self.program.request, self.program.graph, replace(self.batch, batch_size=share)
+        devices, costs = request.cluster.devices, self.program.require("costs")
+        pairs = [pair for count in range(1, len(devices) + 1) for pair in self.sizes(share, count)]
+        prompt, middle = batch.prompt_len, batch.prompt_len + batch.gen_len // 2
+        prefill = [self._phase((rows, prompt, prompt, prompt)) for rows in sorted({p for p, _ in pairs}, reverse=True)]
+        decode = [self._phase((rows, 1, middle, batch.kv_len)) for rows in sorted({d for _, d in pairs}, reverse=True)]
+        cache = tuple(kv_cache_bytes(kind, batch, page_size(request.engine, devices)) for kind in graph.kinds)
+        found: CostTable = replace(costs, prefill=tuple(prefill), decode=tuple(decode), kv_bytes=cache)
+        usable = engine_limits(graph, request.cluster, request.precisions, request.engine).usable
+        return without_devices(found, usable)
+
+    def _phase(self, shape: Shape) -> PhaseCosts:
+        if shape not in self.phases:
+            request, dtype = self.program.request, self.program.require("compute_dtype")
+            profile = request.profile if request.profile is not None and request.profile.compute_dtype == dtype else None
+            asked = (self.program.graph, request.cluster.devices, request.precisions, shape, dtype, request.engine, True, profile)
+            self.phases[shape] = phase_costs(*asked)
+        return self.phases[shape]
