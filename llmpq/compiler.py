@@ -18,23 +18,22 @@ from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.layer_option import parse_options
+from llmpq.options import Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
+from llmpq.plan import Plan
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.fixes import find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.planning.uncut import uncut_notice, uncut_rules
 from llmpq.profiling.profile_file import profile_notices, read_profile
+from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
+from llmpq.serialize import loads, to_json
 from llmpq.solver.rules import parse_rules
 from llmpq.suggest import did_you_mean
 from llmpq.versions import library_versions
 from llmpq.workload import Workload
-
-from llmpq.options import Options, PlanningOptions
-from llmpq.plan import Plan
-from llmpq.program import Calibration, Program, Request
-from llmpq.serialize import loads, to_json
 
 if TYPE_CHECKING:
     from llmpq.checkpoint.shards import Progress

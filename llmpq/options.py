@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
 from llmpq.layer_option import GRANULARITIES
-
 from llmpq.program import Target
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from typing import Literal
 
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
-from llmpq.workload import Batch, Serving, Workload
-
 from llmpq.serialize import RARE
+from llmpq.workload import Batch, Serving, Workload
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 PLAN_FORMAT = "llmpq-plan-1"

@@ -9,11 +9,10 @@ from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.layer_option import LayerOption
+from llmpq.plan import ComputeDtype, Plan
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.rules import Rule
 from llmpq.workload import Workload
-
-from llmpq.plan import ComputeDtype, Plan
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -7,13 +7,12 @@ from math import isfinite
 from llmpq.errors import VerifyError
 from llmpq.hardware.support import support
 from llmpq.layer_option import SEPARATOR, mean_bits
+from llmpq.plan import SERVED_TOKENS, Plan
 from llmpq.precision import PRECISIONS
+from llmpq.program import Program
 from llmpq.solver.problem import Assignment
 from llmpq.solver.rules import RuleContext, rule_rows
 from llmpq.workload import Serving
-
-from llmpq.plan import SERVED_TOKENS, Plan
-from llmpq.program import Program
 
 TOLERANCE = 1e-6  # relative, of sums of floats
 

@@ -7,29 +7,29 @@ from functools import cache
 from itertools import combinations, permutations, product
 from math import inf
 
-import llmpq.costs.serving
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import llmpq.costs.serving
+import llmpq.planning.shares
+import llmpq.planning.teams
 from llmpq.costs import CostTable
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.hardware.cluster import Cluster
-from llmpq.planning.candidates import Candidate
-from llmpq.planning.search import search
-from llmpq.precision import parse_precisions
-from llmpq.solver.rules import parse_rules
-from llmpq.workload import Batch, Serving, Workload
-from tests.random_programs import GAP, feasible, random_cluster, random_graph, with_costs, with_sensitivity
-
-import llmpq.planning.shares
-import llmpq.planning.teams
 from llmpq.plan import SERVED_TOKENS, Plan
+from llmpq.planning.candidates import Candidate
 from llmpq.planning.joint import joint_plan
+from llmpq.planning.search import search
 from llmpq.planning.shares import share_sizes
+from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request, Target
 from llmpq.serialize import dumps, loads
+from llmpq.solver.rules import parse_rules
 from llmpq.verify import plan_problems
+from llmpq.workload import Batch, Serving, Workload
+from tests.random_programs import GAP, feasible, random_cluster, random_graph, with_costs, with_sensitivity
 
 SEEDS = st.integers(0, 10**6)
 Devices = tuple[int, ...]

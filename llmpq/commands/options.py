@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import click
-from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
-from llmpq.errors import InputError
-from llmpq.hardware.cluster import Cluster
-from llmpq.passmanager import Observer, Pass
-from llmpq.pipelines import Pipelines, names_of, pipelines
-from llmpq.suggest import did_you_mean
-from llmpq.workload import Workload
 
 from llmpq.commands import completions
 from llmpq.commands.output import output_options
+from llmpq.commands.workload import WORKLOAD_OPTIONS, workload_of
+from llmpq.errors import InputError
+from llmpq.hardware.cluster import Cluster
 from llmpq.options import MOST_REPLICAS, Options, PlanningOptions
+from llmpq.passmanager import Observer, Pass
+from llmpq.pipelines import Pipelines, names_of, pipelines
 from llmpq.printing import format_program
 from llmpq.program import Program
+from llmpq.suggest import did_you_mean
+from llmpq.workload import Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,10 +8,6 @@ from threading import Timer
 from typing import Any, TypeVar
 
 import click
-from llmpq.costs.kv_blocks import PAGED, kv_blocks
-from llmpq.graph import LayerGraph
-from llmpq.units import format_bytes, format_seconds
-from llmpq.workload import Serving
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from llmpq.costs.kv_blocks import PAGED, kv_blocks
+from llmpq.graph import LayerGraph
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.printing import (
     format_optimality,
@@ -38,6 +36,8 @@ from llmpq.printing import (
 )
 from llmpq.program import Program
 from llmpq.serialize import to_json
+from llmpq.units import format_bytes, format_seconds
+from llmpq.workload import Serving
 
 F = TypeVar("F", bound=Callable[..., Any])
 ProgressCallback = Any

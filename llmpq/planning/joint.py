@@ -5,14 +5,13 @@ from dataclasses import replace
 
 from llmpq.costs import derive_costs
 from llmpq.hardware.support import compute_dtype
+from llmpq.plan import Optimality, Plan
 from llmpq.planning.engine_limits import engine_limits, without_devices
 from llmpq.planning.fallback import Answer, search_or_explain
 from llmpq.planning.make_plan import make_plan
-from llmpq.planning.search import ROUNDING, Found, Start
-
-from llmpq.plan import Optimality, Plan
 from llmpq.planning.make_replicas import make_replicas
 from llmpq.planning.replica_search import search_several
+from llmpq.planning.search import ROUNDING, Found, Start
 from llmpq.program import Program
 
 SOLVER = "exact search"

@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from llmpq.planning.make_plan import make_plan
-
 from llmpq.plan import Load, Optimality, Pipeline, Plan, Prediction, Quality, Replica
+from llmpq.planning.make_plan import make_plan
 from llmpq.planning.replica_search import Part, Several
 from llmpq.planning.teams import real_devices
 from llmpq.program import Program

@@ -7,17 +7,16 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable
-from llmpq.planning.candidates import Group
-from llmpq.planning.search import ROUNDING, Found
-from llmpq.workload import Batch
-
 from llmpq.plan import SERVED_TOKENS
+from llmpq.planning.candidates import Group
 from llmpq.planning.packing import Packing
+from llmpq.planning.search import ROUNDING, Found
 from llmpq.planning.shares import Shares, share_sizes
 from llmpq.planning.team_bounds import TeamBounds
 from llmpq.planning.team_search import TeamSearch
 from llmpq.planning.teams import Team, Teams, teams_of
 from llmpq.program import Program
+from llmpq.workload import Batch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,9 @@ from llmpq.costs.memory import kv_cache_bytes
 from llmpq.costs.table import micro_batch_sizes, phase_costs
 from llmpq.planning.candidates import Group
 from llmpq.planning.engine_limits import engine_limits, without_devices
-from llmpq.workload import Batch
-
 from llmpq.planning.teams import Team
 from llmpq.program import Program
+from llmpq.workload import Batch
 
 MOST_SHARES = 32  # sizes of a share that are tried: up to there all of them, of a larger batch multiples
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.planning.candidates import Candidate, kv_units
-from llmpq.workload import Serving
-
 from llmpq.planning.shares import Shares
 from llmpq.planning.teams import Teams
 from llmpq.program import Program
+from llmpq.workload import Serving
 
 if TYPE_CHECKING:
     import numpy as np

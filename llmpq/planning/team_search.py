@@ -7,7 +7,6 @@ from math import inf
 
 from llmpq.planning.candidates import Group
 from llmpq.planning.search import Found, Search
-
 from llmpq.planning.teams import Team, Teams
 from llmpq.program import Program
 

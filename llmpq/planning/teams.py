@@ -7,9 +7,8 @@ from math import prod
 
 from llmpq.planning.candidates import Group
 from llmpq.planning.orders import MAX_TEAMS, Order, identical_devices
-from llmpq.planning.search import Space
-
 from llmpq.planning.packing import Counts
+from llmpq.planning.search import Space
 from llmpq.program import Program
 
 
