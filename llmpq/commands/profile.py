@@ -1,5 +1,6 @@
 """llmpq profile: what layers of a model take on this machine, measured."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,55 +9,115 @@ import click
 from llmpq.commands import completions
 from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
+from llmpq.errors import InputError
 from llmpq.units import format_bandwidth, format_seconds
 
 if TYPE_CHECKING:
     from llmpq.costs.profile import Profile
+    from llmpq.frontend.models import ModelSource
+    from llmpq.precision import Precision
 
 
 @click.command("profile")
 @click.argument("model", shell_complete=completions.models)
 @click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers are measured at.")
 @click.option("--quick", is_flag=True, help="A coarse grid, under a minute.")
+@click.option(
+    "--engine", type=click.Choice(("local", "vllm")), default="local", show_default=True, help="Where layers are measured."
+)
+@click.option("--python", metavar="PATH", help="The interpreter that has vLLM; by default the one of `make engines`.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
 @click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="The file; profile.json by default.")
 @output_options
 def command(
-    model: str, precisions: str, quick: bool, device: str, speed: float, link: bool, out: Path | None, as_json: bool
+    model: str,
+    precisions: str,
+    quick: bool,
+    engine: str,
+    python: str | None,
+    device: str,
+    speed: float,
+    link: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure on this machine what one layer of each kind of MODEL takes, for every precision and many sizes of a pass.
 
     Weights are random. A file that is there already is gone on with: what it holds is not measured again. Costs of devices
     of this type then come from it: llmpq plan MODEL --profile FILE. A cluster's speed is relative to --speed.
+
+    With --engine vllm the steps are vLLM's own, prompts and decoding mixed: for llmpq plan MODEL --engine vllm --profile FILE.
     """
     from llmpq.costs.profile import Profile
     from llmpq.frontend.models import read_utf8, resolve
     from llmpq.precision import parse_precisions
-    from llmpq.profiling.profile_file import write_profile
-    from llmpq.profiling.profiler import profile_model, subject_of
-    from llmpq.profiling.sizes import FULL, QUICK
     from llmpq.serialize import loads
 
     path = out or Path("profile.json")
-    chosen, extent = parse_precisions(precisions), QUICK if quick else FULL
     begun = loads(Profile, read_utf8(path, "profile"), str(path)) if path.exists() else None
-    with progress("tracing") as advance:
-        subject = subject_of(resolve(model, weights=False), device)
-
-        def keep(profile: Profile) -> None:
-            write_profile(path, profile)
-
-        profile = profile_model(subject, chosen, extent, keep, begun, speed, link, advance)
-    wanted = len(extent.sizes(subject.graph.max_positions)) * len(chosen)
-    measured = sum(point.precision in {precision.name for precision in chosen} for point in profile.points)
-    if measured < wanted:
-        notice(f"{measured} of {wanted} points are measured: the time was up, or the device lacks a precision; run it again")
+    source, chosen = resolve(model, weights=False), parse_precisions(precisions)
+    if engine == "vllm":
+        if device != "cpu":
+            raise InputError(f"--device {device}: in vLLM the CPU alone is measured so far; leave --device out")
+        profile, lacking = _in_vllm(source, chosen, quick, python, speed, link, begun, path)
+    else:
+        profile, lacking = _in_own_runtime(source, chosen, quick, device, speed, link, begun, path)
+    if lacking:
+        notice(f"{lacking} sizes are not measured: the time was up, or the device lacks a precision; run it again")
     if as_json:
         print_json(profile)
     else:
         _print(profile, path)
+
+
+def _in_own_runtime(
+    source: "ModelSource",
+    precisions: "tuple[Precision, ...]",
+    quick: bool,
+    device: str,
+    speed: float,
+    link: bool,
+    begun: "Profile | None",
+    path: Path,
+) -> "tuple[Profile, int]":
+    """The profile, and how many sizes of it are missing."""
+    from llmpq.profiling.profile_file import write_profile
+    from llmpq.profiling.profiler import profile_model, subject_of
+    from llmpq.profiling.sizes import FULL, QUICK
+
+    extent = QUICK if quick else FULL
+    with progress("tracing") as advance:
+        subject = subject_of(source, device)
+        keep = partial(write_profile, path)
+        profile = profile_model(subject, precisions, extent, keep, begun, speed, link, advance)
+    names = {precision.name for precision in precisions}
+    wanted = len(extent.sizes(subject.graph.max_positions)) * len(names)
+    return profile, max(0, wanted - sum(point.precision in names for point in profile.points))
+
+
+def _in_vllm(
+    source: "ModelSource",
+    precisions: "tuple[Precision, ...]",
+    quick: bool,
+    python: str | None,
+    speed: float,
+    link: bool,
+    begun: "Profile | None",
+    path: Path,
+) -> "tuple[Profile, int]":
+    """The profile, and how many steps of it are missing."""
+    from llmpq.profiling.profile_file import write_profile
+    from llmpq.profiling.sizes import VLLM_FULL, VLLM_QUICK
+    from llmpq.profiling.vllm_profiler import lacking_sizes, profile_in_vllm, vllm_subject
+
+    extent = VLLM_QUICK if quick else VLLM_FULL
+    with progress("tracing") as advance:
+        subject = vllm_subject(source, python)
+        keep = partial(write_profile, path)
+        profile = profile_in_vllm(subject, precisions, extent, keep, begun, speed, link, advance)
+    return profile, lacking_sizes(subject, precisions, extent, profile)
 
 
 def _print(profile: "Profile", path: Path) -> None:
@@ -69,7 +130,7 @@ def _print(profile: "Profile", path: Path) -> None:
     for name in ("phase", "sequences", "context", *precisions, "ends"):
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     rows: dict[tuple[bool, int, int], dict[str, Any]] = {}
-    for point in profile.points:
+    for point in (point for point in profile.points if not point.is_mixed):
         rows.setdefault((point.is_decode, point.rows, point.context), {})[point.precision] = point
     for (decode, sequences, context), points in sorted(rows.items()):
         cells = [_cell(points[name].layers[0]) if name in points else "" for name in precisions]
@@ -82,7 +143,8 @@ def _print(profile: "Profile", path: Path) -> None:
         told = f"{format_bandwidth(profile.link.bandwidth_bytes_per_s)}, {format_seconds(profile.link.latency_s)}"
         console.print(f"link            {told} between two processes")
     console.print(f"band            {low:.0%} to {high:.0%} of a predicted time, by spread and interpolation")
-    console.print(f"written         {path}; next: llmpq plan {profile.model} --cluster C --profile {path} ...")
+    engine = "" if profile.engine == "local" else f"--engine {profile.engine} "
+    console.print(f"written         {path}; next: llmpq plan {profile.model} --cluster C {engine}--profile {path} ...")
 
 
 def _cell(timing: Any) -> str:

@@ -47,7 +47,7 @@ def profile_model(
     progress: Progress | None = None,
 ) -> Profile:
     """The profile, with what `begun` already has. Raises InputError when that is of another model, machine or device."""
-    profile = _continued(empty_profile(subject, speed), begun)
+    profile = continued(empty_profile(subject, speed), begun)
     if with_link and profile.link is None:
         profile = replace(profile, link=measure_link())
         keep(profile)
@@ -70,17 +70,22 @@ def empty_profile(subject: Subject, speed: float) -> Profile:
 
 def this_machine(device: torch.device) -> Machine:
     """What makes times comparable: processor or card, cores, threads, versions; no host name."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    found = machine_of(torch.get_num_threads(), tuple(library_versions().items()))
+    return replace(found, processor=torch.cuda.get_device_name(device)) if device.type == "cuda" else found
+
+
+def machine_of(threads: int, versions: tuple[tuple[str, str], ...]) -> Machine:
+    """This machine's processor, as so many threads of a process with these libraries use it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    system = f"{platform.system()} {platform.machine()}"
-    return Machine(system, card, cores, torch.get_num_threads(), tuple(library_versions().items()))
+    return Machine(f"{platform.system()} {platform.machine()}", _processor(), cores, threads, versions)
 
 
-def _continued(fresh: Profile, begun: Profile | None) -> Profile:
+def continued(fresh: Profile, begun: Profile | None) -> Profile:
+    """What was begun, where it is of the same as the fresh one; else InputError."""
     if begun is None:
         return fresh
     if replace(begun, points=(), link=None) != fresh:
-        differing = ("device_type", "speed", "compute_dtype", "kinds", "ends", "machine", "model", "format")
+        differing = ("engine", "device_type", "speed", "compute_dtype", "kinds", "ends", "machine", "model", "format")
         found = next(name for name in differing if getattr(begun, name) != getattr(fresh, name))
         raise InputError(
             f"the profile that was begun has another {found.replace('_', ' ')}: {getattr(begun, found)}, "
