@@ -90,7 +90,7 @@ def format_plan(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def format_together(plan: Plan) -> str:
+def format_together(plan: "Plan") -> str:
     """What several pipelines do together."""
     return f"{plan.tokens_per_s:.4g} tokens/s, {format_optimality(plan)}"
 
@@ -100,7 +100,7 @@ def format_weight(weight: float, workload: Workload) -> str:
     return f"{weight:.1%} of the {'sequences' if isinstance(workload, Batch) else 'requests'}"
 
 
-def _format_replica(plan: Plan, pipeline: Pipeline) -> str:
+def _format_replica(plan: "Plan", pipeline: "Pipeline") -> str:
     weight = 1.0 if pipeline.replica is None else pipeline.replica.weight
     return f"{format_weight(weight, plan.workload)}: {format_plan(plan)}"
 
