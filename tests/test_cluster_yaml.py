@@ -152,7 +152,7 @@ def test_a_new_type_may_give_rates_by_dtype_and_be_used_again() -> None:
         ("devices: [{type: NPU, memory: 1, flops: {fp64: 1}, bandwidth: 1}]", "flops: unknown key 'fp64'; .*did you mean 'fp"),
         ("devices: [{type: NPU, memory: 1, flops: {bf16: 1}, bandwidth: 1}]", "flops: key 'fp16' is missing"),
         ("devices: [{type: T4}]\nlinks: {within: {}}", "links: unknown key 'within'; .*did you mean 'within_host'"),
-        ("devices: [{type: T4}]\nlinks: {within_host: {latency: 1}}", "links.within_host: key 'bandwidth' is missing"),
+        ("devices: [{type: T4}]\nlinks: {within_host: {latency: 1}}", "links.within_host: found neither bandwidth nor kind"),
         ("devices: [{type: T4}]\nlinks: {within_host: {bandwidth: 0}}", "bandwidth: found '0', expected more than 0"),
         ("devices: [{type: T4}]\nlinks: {pairs: [{from: T4:0, bandwidth: 1}]}", r"links.pairs\[0\]: key 'to' is missing"),
         (

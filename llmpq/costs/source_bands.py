@@ -4,6 +4,7 @@ from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.link import Link
+from llmpq.hardware.link_table import find_link_kind
 from llmpq.hardware.support import support
 from llmpq.layer_option import LayerOption
 from llmpq.plan import Range
@@ -18,7 +19,8 @@ TABLE_QUANTIZED = Range(0.65, 1.6)
 # Single products of the systems with tables, by roofline (llmpq.costs.band).
 ROOFLINE_16_BIT = Range(0.5, 1.4)
 ROOFLINE_QUANTIZED = Range(0.7, 3.0)
-LINKS = {"measured": Range(0.8, 1.4), "given": Range(0.7, 1.5), "table": Range(0.8, 1.4), "assumed": Range(0.3, 3.0)}
+# Assumed, but for those of the link table, which have bands of their own.
+LINKS = {"measured": Range(0.8, 1.4), "given": Range(0.7, 1.5), "assumed": Range(0.3, 3.0)}
 
 
 def option_band(device: Device, option: LayerOption, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:
@@ -31,7 +33,9 @@ def option_band(device: Device, option: LayerOption, engine: str, graph: LayerGr
 
 def link_band(link: Link) -> Range:
     """Factors on the predicted seconds of a transfer; a link with no provenance that is known is as good as assumed."""
-    return LINKS.get(link.provenance.partition(":")[0], LINKS["assumed"])
+    if link.provenance == "table" and link.kind is not None:
+        return Range(*find_link_kind(link.kind).band)
+    return LINKS.get(link.provenance, LINKS["assumed"])
 
 
 def _precision_band(device: Device, precision: Precision, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:

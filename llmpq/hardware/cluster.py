@@ -7,6 +7,7 @@ from llmpq.errors import ClusterError
 from llmpq.hardware.cluster_spec import ClusterSpec, DeviceEntry, device_names, parse_short
 from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.link import SAME_DEVICE, Link, PairLink
+from llmpq.hardware.link_table import implied_kind
 from llmpq.units import format_bytes
 
 __all__ = ["Cluster", "Device", "Link", "PairLink"]
@@ -88,7 +89,7 @@ class Cluster:
     def _from_spec(cls, spec: ClusterSpec) -> "Cluster":
         owners = [entry for entry in spec.entries for _ in range(entry.count)]
         devices = tuple(_device(name, entry) for name, entry in zip(device_names(spec.entries), owners))
-        return cls(spec.name, devices, spec.within_host, spec.between_hosts, spec.pairs, spec.notices)
+        return cls(spec.name, devices, _within_host(spec.within_host, devices), spec.between_hosts, spec.pairs, spec.notices)
 
     def __str__(self) -> str:
         """A line per device: name, host, memory for the model, speed and price where they are told."""
@@ -119,6 +120,15 @@ def _device(name: str, entry: DeviceEntry) -> Device:
     default_reserve = entry.type.reserve_bytes if entry.memory_bytes is None else 0
     reserve = default_reserve if entry.reserve_bytes is None else entry.reserve_bytes
     return Device(name, entry.type, memory, reserve, entry.speed, entry.host, entry.price_per_hour)
+
+
+def _within_host(link: Link, devices: tuple[Device, ...]) -> Link:
+    """The link that was given, or the kind that the device types imply where nothing was."""
+    hosts: dict[str, list[str]] = {}
+    for device in devices:
+        hosts.setdefault(device.host, []).append(device.type.name)
+    kind = implied_kind(hosts.values()) if link.provenance == "assumed" else None
+    return link if kind is None else Link.of_kind(kind.name)
 
 
 def _read(path: Path) -> str:

@@ -9,6 +9,7 @@ from llmpq.errors import InputError
 from llmpq.hardware.cluster_spec import ClusterSpec, DeviceEntry, check_count, device_names
 from llmpq.hardware.devices import DTYPES, DeviceKind, DeviceType, device_types, find_device_type, parse_capability
 from llmpq.hardware.link import BETWEEN_HOSTS, WITHIN_HOST, Link, PairLink
+from llmpq.hardware.link_table import link_kinds
 from llmpq.hardware.yaml_cursor import Cursor, read_document
 from llmpq.precision import parse_precision
 from llmpq.units import parse_bandwidth, parse_bytes, parse_flops, parse_number, parse_time
@@ -129,7 +130,14 @@ def _precisions(cursor: Cursor) -> tuple[str, ...]:
 
 
 def _link(cursor: Cursor, default: Link, *more: str) -> Link:
-    keys = cursor.keys((*more, "bandwidth", "latency"), required=(*more, "bandwidth"))
+    """Of a kind of the link table, or of a bandwidth and a latency."""
+    keys = cursor.keys((*more, "kind", "bandwidth", "latency"), required=more)
+    if "kind" in keys:
+        if other := keys.keys() & {"bandwidth", "latency"}:
+            raise keys["kind"].error(f"kind and {min(other)} exclude each other; leave one of them out")
+        return keys["kind"].parse(Link.of_kind)
+    if "bandwidth" not in keys:
+        raise cursor.error(f"found neither bandwidth nor kind; give bandwidth: 12 GB/s, or a kind of {', '.join(link_kinds())}")
     latency = keys["latency"].parse(parse_time) if "latency" in keys else default.latency_s
     return Link(_positive(keys["bandwidth"], parse_bandwidth), latency, "given")
 
@@ -138,7 +146,7 @@ def _pairs(cursor: Cursor, names: tuple[str, ...]) -> tuple[PairLink, ...]:
     pairs: dict[tuple[str, str], PairLink] = {}
     for item in cursor.items():
         link = _link(item, WITHIN_HOST, "from", "to")
-        ends = item.keys(("from", "to", "bandwidth", "latency"))
+        ends = item.keys(("from", "to", "kind", "bandwidth", "latency"))
         source, target = _device(ends["from"], names), _device(ends["to"], names)
         if source == target or (source, target) in pairs:
             wrong = "stays within one device" if source == target else "is given twice"
