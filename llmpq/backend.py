@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmpq.errors import InputError
 from llmpq.generation import Generation, OnToken, SamplingParams
@@ -12,11 +12,15 @@ from llmpq.plan import ComputeDtype, Plan
 if TYPE_CHECKING:
     from torch import nn
 
+    from llmpq.backends.simulator import SimulatorBackend
+
 BACKENDS: dict[str, str] = {
     "local": "llmpq.backends.local:LocalBackend",
     "distributed": "llmpq.backends.distributed:DistributedBackend",
     "processes": "llmpq.backends.processes:ProcessesBackend",
 }
+# Tell what would happen instead of running anything.
+PREDICTORS: dict[str, str] = {"simulator": "llmpq.backends.simulator:SimulatorBackend"}
 
 
 class Backend(Protocol):
@@ -50,8 +54,18 @@ class Backend(Protocol):
 
 def load_backend(name: str) -> type[Backend]:
     """The backend of that name; raises InputError that lists the known ones."""
-    if name not in BACKENDS:
-        raise InputError(f"backend {name!r} is unknown; known are {', '.join(BACKENDS)}")
-    module, attribute = BACKENDS[name].split(":")
-    found: type[Backend] = getattr(import_module(module), attribute)
+    found: type[Backend] = _load("backend", name, BACKENDS)
     return found
+
+
+def load_predictor(name: str) -> "type[SimulatorBackend]":
+    """The predictor of that name; raises InputError that lists the known ones."""
+    found: type[SimulatorBackend] = _load("predictor", name, PREDICTORS)
+    return found
+
+
+def _load(what: str, name: str, known: dict[str, str]) -> Any:
+    if name not in known:
+        raise InputError(f"{what} {name!r} is unknown; known are {', '.join(known)}")
+    module, attribute = known[name].split(":")
+    return getattr(import_module(module), attribute)

@@ -14,13 +14,13 @@ from llmpq import Batch, Plan, Serving
 from llmpq.evaluation import Estimate
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import DeviceMemory, Optimality, Pipeline, Prediction, Quality, Stage
+from llmpq.planning.stage_seconds import StageSeconds, stage_seconds
 from llmpq.profiling.validation import Comparison, Validation
 from llmpq.quality_check import QualityCheck, Round
 from llmpq.report.gantt import schedule_section
 from llmpq.report.markup import tag, text
 from llmpq.report.page import Report, render
 from llmpq.report.spans import ROUNDS, Span, decode_spans, prefill_spans
-from llmpq.report.stage_seconds import StageSeconds, stage_seconds
 from llmpq.serialize import dumps, loads
 from tests.conftest import CommandLine, Golden
 from tests.page_outline import PageOutline

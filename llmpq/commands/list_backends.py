@@ -10,10 +10,11 @@ from llmpq.commands.output import output_options, print_json, stdout
 @click.command("backends")
 @output_options
 def command(as_json: bool) -> None:
-    """Known backends: what executes a compiled model."""
-    from llmpq.backend import BACKENDS, load_backend
+    """Known backends: what executes a compiled model, or tells what would happen."""
+    from llmpq.backend import BACKENDS, PREDICTORS, load_backend, load_predictor
 
     rows = [{"name": name, "summary": import_doc(load_backend(name))} for name in BACKENDS]
+    rows += [{"name": name, "summary": import_doc(load_predictor(name))} for name in PREDICTORS]
     if as_json:
         print_json(rows)
         return

@@ -1,8 +1,9 @@
-"""llmpq simulate: requests served by a plan, in simulated time: percentiles, and the schedule of every stage."""
+"""llmpq simulate: a plan in simulated time: requests served, or a batch; percentiles, and the schedule of every stage."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -11,12 +12,17 @@ from llmpq.commands import completions
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
-from llmpq.errors import InputError
-from llmpq.plan import Load
+from llmpq.plan import Load, Plan, Prediction
 from llmpq.simulation.percentiles import Percentiles, Service, service
 from llmpq.simulation.requests import Request, poisson, read_trace
 from llmpq.units import format_seconds
-from llmpq.workload import Serving
+from llmpq.workload import Batch, Serving
+
+if TYPE_CHECKING:
+    from llmpq.backends.simulator import BatchRun
+    from llmpq.simulation.simulator import Run
+
+BATCH_FIGURES = ("seconds", "prefill_s", "tokens_per_s", "busy")
 
 
 @click.command("simulate")
@@ -29,28 +35,48 @@ def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any
     """Plan MODEL for serving, then serve the requests of --trace, or of a Poisson process at --rate, in simulated time.
 
     The scheduler is that of vLLM: first come first served, chunked prompts, blocks of cache, one token per trip.
+    With --batch-size: the schedule of our own engine for that batch.
     """
+    from llmpq.backend import load_predictor
     from llmpq.compiler import plan
-    from llmpq.simulation.planned import load_of, simulate_plan
 
     planning = Planning.of(values)
-    if not isinstance(planning.workload, Serving):
-        raise InputError("what is simulated is serving; give --rate, or a --trace of requests")
-    workload = planning.workload
-    requests = _requests(workload, values["trace"], count, seed)
+    workload, requests = planning.workload, ()
+    if isinstance(workload, Serving):
+        requests = _requests(workload, values["trace"], count, seed)
     with progress(planning.title) as report:
         program = plan(model, planning.cluster, workload, observe=planning.observer, **planning.options)
         report("simulating", 0, 1)
-        run = simulate_plan(program.require("plan"), program.graph, program.request.engine, requests, 5000 if gantt else 0)
-    found, load = service(run), load_of(program.require("plan"))
-    if values["as_json"]:
-        print_json({"planned": load, "simulated": found})
-    else:
+        made = program.require("plan")
+        simulator = load_predictor("simulator")(made, program.graph, program.request.profile)
+        run = simulator.serve(requests, 5000 if gantt else 0) if isinstance(workload, Serving) else simulator.run()
+    if not values["as_json"]:
         for text in program.notices:
             notice(text)
-        _print(found, load, workload)
+    _show(made, run, values["as_json"])
     if gantt is not None:
         gantt.write_text(json.dumps([_span(span) for span in run.spans]) + "\n", encoding="utf-8")
+
+
+def _show(plan: Plan, run: "Run | BatchRun", as_json: bool) -> None:
+    """What was simulated, beside what was planned."""
+    batch = isinstance(plan.workload, Batch)
+    planned: Any = plan.prediction if batch else plan.load
+    simulated: Any = {name: getattr(run, name) for name in BATCH_FIGURES} if batch else service(run)  # type: ignore[arg-type]
+    if as_json:
+        print_json({"planned": planned, "simulated": simulated})
+    elif isinstance(plan.workload, Serving):
+        _print(simulated, planned, plan.workload)
+    else:
+        _print_batch(simulated, planned)
+
+
+def _print_batch(found: dict[str, Any], planned: Prediction) -> None:
+    console = stdout()
+    console.print(f"prefill         {format_seconds(found['prefill_s'])}; {format_seconds(planned.prefill_s)} planned")
+    console.print(f"end to end      {format_seconds(found['seconds'])}; {format_seconds(planned.latency_s)} planned")
+    console.print(f"tokens/s        {found['tokens_per_s']:.4g}")
+    console.print(f"stages busy     {', '.join(f'{share:.0%}' for share in found['busy'])} of the time")
 
 
 def _requests(workload: Serving, trace: Path | None, count: int, seed: int) -> tuple[Request, ...]:
@@ -59,9 +85,8 @@ def _requests(workload: Serving, trace: Path | None, count: int, seed: int) -> t
     return poisson(workload.rate_per_s, workload.prompt_len, workload.gen_len, count, seed)
 
 
-def _span(span: Any) -> dict[str, float]:
-    names = ("stage", "step", "start_s", "end_s", "prefill_tokens", "decode_sequences")
-    return {name: getattr(span, name) for name in names}
+def _span(span: Any) -> dict[str, Any]:
+    return {field.name: getattr(span, field.name) for field in fields(span)}
 
 
 def _print(found: Service, load: Load, workload: Serving) -> None:

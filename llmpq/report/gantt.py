@@ -1,9 +1,9 @@
 """Gantt charts: stages as rows, micro-batches as bars over seconds, with a table of the same figures."""
 
 from llmpq.plan import Plan
+from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.report.markup import Markup, scrolling, section, table, tag
 from llmpq.report.spans import MOST, ROUNDS, Span, decode_spans, prefill_micro_batches, prefill_spans
-from llmpq.report.stage_seconds import StageSeconds
 from llmpq.report.words import generates
 from llmpq.units import format_seconds
 from llmpq.workload import Serving

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
+from llmpq.planning.stage_seconds import stage_seconds
 from llmpq.printing import format_sizes, format_workload
 from llmpq.quality_check import QualityCheck
 from llmpq.report.gantt import no_schedule_section, schedule_section
@@ -16,7 +17,6 @@ from llmpq.report.markup import Markup, tag
 from llmpq.report.measured import measured_section
 from llmpq.report.memory import memory_section, patterns
 from llmpq.report.quality import quality_section
-from llmpq.report.stage_seconds import stage_seconds
 from llmpq.report.words import summary_section
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmpq.plan import Plan
-from llmpq.report.stage_seconds import StageSeconds
+from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.runtime.schedule import schedule
 from llmpq.runtime.simulate import Times
 from llmpq.runtime.timeline import Action, timeline

@@ -1,9 +1,9 @@
 """Words: a plan in sentences, what limits it first."""
 
 from llmpq.plan import Plan
+from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.printing import format_optimality, format_phases, format_ranges, format_rate_band, format_with_band
 from llmpq.report.markup import Markup, bullets, section, tag
-from llmpq.report.stage_seconds import StageSeconds
 from llmpq.units import format_bytes, format_seconds
 from llmpq.workload import Batch, Serving
 

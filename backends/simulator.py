@@ -1,0 +1,102 @@
+"""Simulator: a plan in simulated time: our engine's schedule for a batch, vLLM's scheduling policy for requests; no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llmpq.costs.profile import Profile
+from llmpq.errors import BackendError
+from llmpq.graph import LayerGraph
+from llmpq.plan import Plan
+from llmpq.planning.stage_seconds import StageSeconds, stage_seconds
+from llmpq.runtime.schedule import Schedule, schedule
+from llmpq.runtime.simulate import Times
+from llmpq.runtime.timeline import timeline
+from llmpq.simulation.planned import simulate_plan
+from llmpq.simulation.requests import Request
+from llmpq.simulation.simulator import Run
+from llmpq.workload import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An action of the schedule on a stage: computing from `start_s` to `computed_s`, its result sent until `end_s`."""
+
+    stage: int
+    action: str
+    start_s: float
+    computed_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """A batch in simulated time. prefill_s: until the last prompt is through; busy: share of the time that each stage computes.
+
+    spans: every action of every stage, for a Gantt chart
+    """
+
+    seconds: float
+    prefill_s: float
+    tokens_per_s: float
+    busy: tuple[float, ...]
+    spans: tuple[Span, ...]
+
+
+class SimulatorBackend:
+    """Replays a plan by the planner's costs of its stages and links, which occupy the stage that sends.
+
+    profile: what the plan rests on, where its times were measured.
+    """
+
+    name: ClassVar[str] = "simulator"
+
+    def __init__(self, plan: Plan, graph: LayerGraph, profile: Profile | None = None) -> None:
+        if reasons := self.unsupported(plan):
+            raise BackendError(f"backend {self.name} cannot run this plan", tuple(reasons))
+        self.plan, self.graph, self.profile = plan, graph, profile
+
+    @classmethod
+    def unsupported(cls, plan: Plan) -> list[str]:
+        """Why this backend cannot run the plan, one sentence each; empty when it can."""
+        return (
+            [] if len(plan.pipelines) == 1 else [f"the plan has {len(plan.pipelines)} pipelines; simulate one replica at a time"]
+        )
+
+    def run(self) -> BatchRun:
+        """The plan's batch through the schedule that our engine interprets. Raises BackendError for a plan for serving."""
+        workload = self.plan.workload
+        if not isinstance(workload, Batch):
+            raise BackendError("the plan is for serving; give the simulator requests to serve")
+        return replay(_schedule(self.plan), stage_seconds(self.plan, self.graph, self.profile), workload)
+
+    def serve(self, requests: Sequence[Request], keep_spans: int = 0) -> Run:
+        """Requests served by the scheduling policy of vLLM. Raises InputError for a plan of a batch."""
+        return simulate_plan(self.plan, self.graph, self.plan.engine, requests, keep_spans)
+
+
+def _schedule(plan: Plan) -> Schedule:
+    pipeline, batch = plan.pipeline, plan.batch
+    prefill, decode = (-(-batch.batch_size // size) for size in (pipeline.prefill_micro_batch, pipeline.decode_micro_batch))
+    share = pipeline.decode_micro_batch // pipeline.prefill_micro_batch
+    return schedule(len(plan.stages), prefill, decode, batch.gen_len, share)
+
+
+def replay(actions: Schedule, seconds: StageSeconds, workload: Batch) -> BatchRun:
+    """The schedule with these seconds: of a micro-batch on each stage, and of sending its result on."""
+    compute, send = Times(seconds.prefill, seconds.decode), Times(seconds.prefill_link, seconds.decode_link)
+    both, stages = compute + send, range(len(actions.rows))
+    rows = [actions.actions(stage) for stage in stages]
+    found = timeline(rows, actions.prefill_per_decode, both.of, lambda stage, action: 0.0)
+    spans = tuple(
+        Span(j, str(action), start, start + compute.of(j, action), start + both.of(j, action))
+        for j in stages
+        for start, action in zip(found.starts[j], rows[j], strict=True)
+    )
+    return BatchRun(
+        seconds=found.total_s,
+        prefill_s=max((span.end_s for span in spans if span.action.startswith("P")), default=0.0),
+        tokens_per_s=workload.batch_size * workload.gen_len / found.total_s,
+        busy=tuple(sum(s.computed_s - s.start_s for s in spans if s.stage == j) / found.total_s for j in stages),
+        spans=spans,
+    )
