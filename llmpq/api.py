@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llmpq.errors import LlmpqWarning
 from llmpq.hardware.cluster import Cluster
@@ -51,7 +51,8 @@ def compile_plan(
     from llmpq.compiler import compile
 
     made = load_plan(Path(plan))
-    return compile(model, made.cluster, made.workload, out=out, **{**options, **options_of(made, Path(plan))})
+    both = cast(PlanningOptions, {**options, **options_of(made, Path(plan))})
+    return compile(model, made.cluster, made.workload, out=out, **both)
 
 
 def max_context(model: Any, cluster: Where, workload: Workload, **options: Unpack[PlanningOptions]) -> "tuple[Limit, ...]":

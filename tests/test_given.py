@@ -10,6 +10,7 @@ import llmpq
 from llmpq.answers.plan_file import load_plan, options_of, save_plan
 from llmpq.compiler import plan as plan_program
 from llmpq.errors import InfeasibleError, InputError
+from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
 from llmpq.workload import Workload
 from tests.command_line import CLUSTER
@@ -18,7 +19,7 @@ from tests.conftest import CommandLine
 BATCH = llmpq.Batch(8, 64, 32)
 
 
-def made(workload: Workload = BATCH, cluster: str | Path = CLUSTER, **options: object) -> Plan:
+def made(workload: Workload = BATCH, cluster: Cluster | str | Path = CLUSTER, **options: object) -> Plan:
     found: Plan = plan_program("demo", cluster, workload, indicator="prior", **options).require("plan")  # type: ignore[arg-type]
     return found
 
@@ -93,7 +94,7 @@ def test_a_slip_in_the_file_is_named(before: str, after: str, message: str, tmp_
     path.write_text(head + '"pipelines"' + pipelines.replace(before, after, 1))
     plan = load_plan(path)
     with pytest.raises(InputError, match=message):
-        plan_program("demo", plan.cluster, BATCH, indicator="prior", **options_of(plan, path))
+        made(BATCH, plan.cluster, **options_of(plan, path))
 
 
 def test_the_command_line_carries_a_plan_out(cli: CommandLine, tmp_path: Path) -> None:

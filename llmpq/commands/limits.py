@@ -42,8 +42,8 @@ def limits_table(limits: tuple[Limit, ...], title: str, what: str) -> Table:
     table.add_column(what, justify="right", no_wrap=True)
     table.add_column("one more is too many:")
     for limit in limits:
-        loss = "" if limit.sensitivity is None else f"+{limit.sensitivity:.4f}"
-        quality = f"{loss} at least" if limit.budget is None else f"{loss} within {limit.budget:.4f}"
+        loss = () if limit.sensitivity is None else (f"+{limit.sensitivity:.4f}",)
+        held = (("at least",) if loss else ()) if limit.budget is None else (f"within {limit.budget:.4f}",)
         found = "none" if limit.largest is None else str(limit.largest)
-        table.add_row(", ".join(limit.precisions), quality, found, "; ".join(limit.limited_by))
+        table.add_row(", ".join(limit.precisions), " ".join((*loss, *held)), found, "; ".join(limit.limited_by))
     return table
