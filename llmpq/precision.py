@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmpq.errors import InputError
+from llmpq.suggest import did_you_mean
 
 Kind = Literal["float", "int", "fp8"]
 Part = Literal["attention", "mlp"]
@@ -74,7 +75,7 @@ def parse_precision(name: str) -> Precision:
     """The precision of that name; 16, bf16, fp16 mean the plan's compute dtype."""
     key = {"bf16": "16", "fp16": "16", "w16a16": "16"}.get(name.strip().lower(), name.strip().lower())
     if key not in PRECISIONS:
-        raise InputError(f"precision {name!r} is unknown; known are {', '.join(PRECISIONS)}")
+        raise InputError(f"precision {name!r} is unknown; known are {', '.join(PRECISIONS)}{did_you_mean(key, PRECISIONS)}")
     return PRECISIONS[key]
 
 

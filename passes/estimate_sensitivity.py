@@ -6,6 +6,7 @@ from typing import ClassVar
 from llmpq.errors import InputError
 from llmpq.program import Calibration, Program
 from llmpq.sensitivity import prior
+from llmpq.suggest import did_you_mean
 
 INDICATORS = ("auto", "fisher", "variance", "hessian", "measured", "random", "prior")
 DEFAULT = "fisher"
@@ -24,7 +25,8 @@ class EstimateSensitivity:
 
     def apply(self, program: Program) -> Program:
         if self.indicator not in INDICATORS:
-            raise InputError(f"indicator {self.indicator!r} is unknown; known are {', '.join(INDICATORS)}")
+            hint = did_you_mean(self.indicator, INDICATORS)
+            raise InputError(f"indicator {self.indicator!r} is unknown; known are {', '.join(INDICATORS)}{hint}")
         if program.sensitivity is not None:
             return program
         calibration, chosen = program.calibration, self.indicator

@@ -106,7 +106,19 @@ def test_what_we_warn_of_is_one_line_and_what_libraries_warn_of_stays(capsys: py
     assert second.endswith("DeprecationWarning: deprecated")
 
 
-@pytest.mark.parametrize("words", [("plann",), ("plan", "demo", "--clutser", "1xT4"), ("plan", "llama-3-80b", "-c", "1xT4")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plann",),
+        ("plan", "demo", "--clutser", "1xT4"),
+        ("plan", "llama-3-80b", "-c", "1xT4"),
+        ("plan", "demo", "-c", "1xT44"),
+        ("plan", "demo", "-c", "1xT4", "--indicator", "fischer"),
+        ("plan", "demo", "-c", "1xT4", "--precisions", "w8a61"),
+        ("plan", "demo", "-c", "1xT4", "--assign", "assign-jiont"),
+        ("plan", "demo", "-c", "1xT4", "--engine", "vlm"),
+    ],
+)
 def test_a_slip_of_the_keyboard_is_answered_with_the_nearest_name(words: tuple[str, ...], cli: CommandLine) -> None:
     outcome = cli(*words)
     assert (outcome.code, outcome.out) == (2, "")
