@@ -86,14 +86,27 @@ def check_size(out: Path, name: str) -> None:
         raise CheckpointError(problem)
 
 
+def check_bytes(out: Path, name: str) -> None:
+    """The whole check of one file, which reads all of it. Raises CheckpointError."""
+    check_size(out, name)
+    problem = _bytes_problem(out, name, Manifest.read(out).files[name])
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
 def file_problems(out: Path, manifest: Manifest) -> Iterator[str]:
     """One line for each file that is missing, truncated or altered; reads every byte."""
     for name, entry in manifest.files.items():
-        problem = _size_problem(out, name, entry)
+        problem = _size_problem(out, name, entry) or _bytes_problem(out, name, entry)
         if problem is not None:
             yield problem
-        elif (found := sha256(out / name)) != entry.sha256:
-            yield f"{out / name}: altered: sha256 {found[:12]}…, expected {entry.sha256[:12]}…; {REMEDY}"
+
+
+def _bytes_problem(out: Path, name: str, entry: FileEntry) -> str | None:
+    found = sha256(out / name)
+    if found == entry.sha256:
+        return None
+    return f"{out / name}: altered: sha256 {found[:12]}…, expected {entry.sha256[:12]}…; {REMEDY}"
 
 
 def _size_problem(out: Path, name: str, entry: FileEntry) -> str | None:

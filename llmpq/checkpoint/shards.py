@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from llmpq.checkpoint.journal import Journal
 from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linears
 from llmpq.checkpoint.lowering_file import LLMPQS_OWN, Lowering
-from llmpq.checkpoint.manifest import Manifest, check_size, is_output
+from llmpq.checkpoint.manifest import Manifest, check_bytes, is_output
 from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
 from llmpq.checkpoint.peak_memory import PeakMeter
 from llmpq.checkpoint.quantization_config import quantization_config
 from llmpq.checkpoint.quantization_report import BUILD_FILE, SECTION, QuantizationReport
-from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
+from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, read_json
 from llmpq.checkpoint.replacing import resuming
 from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
 from llmpq.checkpoint.stage_writer import SourceTensors, source_bytes, write_stage
@@ -92,15 +92,33 @@ def write_shards(
 def stage_tensors(out: Path, stage_index: int) -> dict[str, Tensor]:
     """The tensors of one stage as stored, memory-mapped, from that stage's file alone.
 
-    Raises CheckpointError when the file is missing or not as long as the manifest says (`verify` compares every byte).
+    Raises CheckpointError when the file is missing or not, byte by byte, what the manifest says.
     """
     count = len(read_plan(out).stages)
     if not 0 <= stage_index < count:
         raise InputError(f"{out}: no stage {stage_index}; its stages are 0 to {count - 1}")
     name = stage_file(stage_index, count)
-    check_size(out, name)
+    check_bytes(out, name)
     file = TensorFile.open(out / name)
     return {tensor: file.tensor(tensor) for tensor in file.infos}
+
+
+def tensors_by_name(out: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of whatever stages, memory-mapped, from the files that hold them and no others, every byte of which is compared.
+
+    Names that no file has are left out. Raises CheckpointError.
+    """
+    places = read_json(out / INDEX_FILE)["weight_map"]
+    files: dict[str, list[str]] = {}
+    for name in names:
+        if name in places:
+            files.setdefault(places[name], []).append(name)
+    found: dict[str, Tensor] = {}
+    for file, held in files.items():
+        check_bytes(out, file)
+        opened = TensorFile.open(out / file)
+        found |= {name: opened.tensor(name) for name in held}
+    return found
 
 
 def compute_dtype(plan: Plan) -> torch.dtype:
