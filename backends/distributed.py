@@ -74,6 +74,7 @@ class DistributedBackend(PipelineBackend):
         while (text := self._group.next_job()) != _NO_MORE:
             self._engine.follow(decode(text))
 
+    @property
     def start_up(self) -> tuple[StartUp, ...]:
         """What loading took each stage; waits for those that still load."""
         return tuple(loads(StartUp, text, "start-up") for text in self._group.shared("start-up"))

@@ -11,6 +11,7 @@ from llmpq.runtime.engine import Engine
 from llmpq.runtime.pipeline_backend import PipelineBackend
 from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.stage import Stage
+from llmpq.runtime.start_up import started
 from llmpq.runtime.torch_devices import torch_devices
 from llmpq.runtime.transport import in_process_ring
 
@@ -28,9 +29,13 @@ class LocalBackend(PipelineBackend):
         compute_dtype: ComputeDtype | None = None,
     ) -> None:
         super().__init__(plan, graph, compute_dtype)
-        places = zip(self.spec.layers, torch_devices(plan))
-        stages = {j: Stage(load_stage(j), layers, self.spec.torch_dtype, device) for j, (layers, device) in enumerate(places)}
-        self._engine = Engine(self.spec, stages, in_process_ring(len(stages)))
+        devices, spec = torch_devices(plan), self.spec
+        made = [
+            started(lambda j=j: Stage(load_stage(j), spec.layers[j], spec.torch_dtype, devices[j]))  # type: ignore[misc]
+            for j in range(spec.num_stages)
+        ]
+        self._start_up = tuple(took for _, took in made)
+        self._engine = Engine(spec, {j: stage for j, (stage, _) in enumerate(made)}, in_process_ring(spec.num_stages))
 
     def run(self, progress: Progress) -> Iterator[NewToken]:
         return self._engine.run(progress)

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from llmpq.backends.distributed import DistributedBackend
-from llmpq.errors import LlmpqError, PeerError
+from llmpq.errors import InputError, LlmpqError, PeerError, StageLostError
 from llmpq.graph import LayerGraph
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.runtime.heartbeat import PATIENCE, Patience
@@ -48,7 +48,6 @@ class ProcessesBackend(PipelineBackend):
     ) -> None:
         super().__init__(plan, graph, compute_dtype)
         self.plan = plan
-        self.start_up: tuple[StartUp, ...] = ()  # of each stage, once they run
         self._graph, self._load_stage, self._compute_dtype, self._patience = graph, load_stage, compute_dtype, patience
         self._recover, self._on_notice = recover, on_notice or (lambda notice: None)
         self._stages: StageProcesses | None = None
@@ -62,7 +61,7 @@ class ProcessesBackend(PipelineBackend):
         """Start the stages and wait until all are loaded. Raises PeerError naming one that fails."""
         if self._stages is None:
             self._stages = StageProcesses(self._serve, self.spec.num_stages, self.spec.stage_name, self._patience)
-            self.start_up = tuple(from_json(StartUp, item, "start-up") for item in self._next_event()["started"])
+            self._start_up = tuple(from_json(StartUp, item, "start-up") for item in self._next_event()["started"])
 
     def close(self) -> None:
         """Let the stages leave."""
@@ -107,7 +106,7 @@ class ProcessesBackend(PipelineBackend):
         assert self._stages is not None
         try:
             return self._stages.next_event()
-        except PeerError:
+        except (PeerError, InputError):
             self._stages = None  # all of them were stopped
             raise
 
@@ -118,7 +117,9 @@ class ProcessesBackend(PipelineBackend):
         try:
             self.plan, self._load_stage = self._recover(self.plan, device)
         except LlmpqError as impossible:
-            raise error from impossible
+            told = StageLostError(f"{error}; it cannot go on without {device}: {impossible}")
+            told.rank, told.reason = error.rank, error.reason
+            raise told from impossible
         self.spec = pipeline_spec(self.plan, self._graph, self._compute_dtype)
         left = len(progress.job.sequences) - len(progress.ended)
         places = ", ".join(f"{stage.device} {len(stage.options)}" for stage in self.plan.stages)
@@ -131,7 +132,7 @@ class ProcessesBackend(PipelineBackend):
             if place.rank:
                 backend.follow()
                 return
-            connection.tell(started=to_json(backend.start_up()))
+            connection.tell(started=to_json(backend.start_up))
             while text := connection.next_request():
                 self._lead(decode(text), backend, connection)
 

@@ -1,7 +1,7 @@
 """CompiledModel: an output directory that generates, scores and can be exported."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,13 +15,13 @@ from llmpq.checkpoint.manifest import check_size, is_output
 from llmpq.checkpoint.output_checks import read_plan
 from llmpq.checkpoint.reader import read_json
 from llmpq.checkpoint.replacing import replacing
-from llmpq.checkpoint.shards import stage_tensors
+from llmpq.checkpoint.shards import stage_tensors, tensors_by_name
 from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import BackendError, CheckpointError, InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.models import load_tokenizer, resolve, token_ids
 from llmpq.frontend.module_files import with_module
-from llmpq.generation import OnToken, SamplingParams
+from llmpq.generation import OnToken, SamplingParams, TextPieces
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import parse_options
 from llmpq.passmanager import run_passes
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
     from llmpq.answers.explanation import Explanation
     from llmpq.backends.distributed import DistributedBackend
+    from llmpq.backends.local import LocalBackend
+    from llmpq.backends.processes import ProcessesBackend
     from llmpq.backends.vllm import VllmBackend
+    from llmpq.runtime.pipeline_backend import PipelineBackend
 
 
 GENERATION_FILE = "generation_config.json"
@@ -47,13 +50,14 @@ GENERATION_FILE = "generation_config.json"
 class CompiledModel:
     """What `compile` wrote and `load` reads back; weights are read when first needed.
 
-    compute_dtype: what stages compute in; "float32" is the reference mode.
+    compute_dtype: what stages compute in; "float32" is the reference mode. is_moved: the stages are others than the files.
     """
 
     directory: Path
     program: Program
     compute_dtype: ComputeDtype
     notices: tuple[str, ...] = ()
+    is_moved: bool = False
     _keep: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -81,14 +85,19 @@ class CompiledModel:
         return load_tokenizer(self.directory)
 
     def load_stage(self, index: int) -> "nn.Module":
-        """Stage `index` with its weights, read from its own file alone; to be called once per stage."""
+        """Stage `index` with its weights, to be called once per stage.
+
+        They are mapped from its own file alone, which is compared with the manifest first; where the model was planned again,
+        from the files that hold its layers.
+        """
         import torch
 
         from llmpq.fx.transfers import send_as
         from llmpq.quantization.quantized_linear import prepare_linears
 
         module: GraphModule = self.program.require("stages")[index]
-        found = module.load_state_dict(stage_tensors(self.directory, index), assign=True, strict=False)
+        held = self._moved_tensors(module) if self.is_moved else stage_tensors(self.directory, index)
+        found = module.load_state_dict(held, assign=True, strict=False)
         if found.missing_keys or found.unexpected_keys:
             missing, extra = ", ".join(found.missing_keys) or "nothing", ", ".join(found.unexpected_keys) or "nothing"
             raise CheckpointError(
@@ -103,6 +112,27 @@ class CompiledModel:
             prepare_linears(module)
         return module.eval().requires_grad_(False)
 
+    def _moved_tensors(self, module: "nn.Module") -> "dict[str, Tensor]":
+        """What a stage needs, whatever files have it; a tied head may be stored as the embedding alone."""
+        names, head, graph = set(module.state_dict()), f"{self.graph.head}.weight", self.graph
+        found = tensors_by_name(self.directory, {*names, *((graph.tied_head,) if graph.tied_head else ())})
+        if graph.tied_head and head in names and head not in found:
+            found[head] = found[graph.tied_head]
+        return {name: tensor for name, tensor in found.items() if name in names}
+
+    def without(self, device: str) -> "CompiledModel":
+        """The same weights planned again on the devices that are left (see llmpq.answers.recovery), not read yet."""
+        from llmpq.answers.recovery import plan_without
+
+        plan = plan_without(self.graph, self.plan, (device,))
+        source = replace(resolve(self.directory, weights=False), name=self.plan.model)
+        request = replace(self.program.request, cluster=plan.cluster)
+        program = Program(
+            self.graph, request, compute_dtype=self.plan.compute_dtype, plan=plan, graph_module=traced_module_of(source)
+        )
+        lowered = run_passes(program, Lowering.read(self.directory).load(self.directory))
+        return CompiledModel(self.directory, lowered, self.compute_dtype, is_moved=True, _keep=self._keep)
+
     @cached_property
     def torch_devices(self) -> "tuple[torch.device, ...]":
         """Where on this machine each stage runs."""
@@ -115,17 +145,38 @@ class CompiledModel:
         return replace(load(self.directory), compute_dtype="float32", _keep=self._keep)
 
     @cached_property
-    def backend(self) -> Backend:
+    def backend(self) -> "LocalBackend":
         """All stages in this process."""
         from llmpq.backends.local import LocalBackend
 
         return LocalBackend(self.plan, self.graph, self.stages.__getitem__, self.compute_dtype)
 
-    def distributed(self) -> "DistributedBackend":
+    def distributed(self, lost_after_s: float | None = None) -> "DistributedBackend":
         """This process's stage among those that torchrun or the launcher started; a context manager."""
         from llmpq.backends.distributed import DistributedBackend
+        from llmpq.runtime.heartbeat import patience
 
-        return DistributedBackend(self.plan, self.graph, self.load_stage, self.compute_dtype)
+        return DistributedBackend(self.plan, self.graph, self.load_stage, self.compute_dtype, patience(lost_after_s))
+
+    def processes(
+        self, recover: bool = False, on_notice: Callable[[str], None] | None = None, lost_after_s: float | None = None
+    ) -> "ProcessesBackend":
+        """A process per stage on this machine, as a `backend` for `generate`; a context manager.
+
+        A stage without a sign of life for `lost_after_s` (10 by default) is lost. recover: when one is, generation goes on, on
+        the devices that are left; `on_notice` is told.
+        """
+        from llmpq.backends.processes import ProcessesBackend
+        from llmpq.runtime.heartbeat import patience
+
+        models = [self]
+
+        def plan_again(plan: Plan, device: str) -> "tuple[Plan, Callable[[int], nn.Module]]":
+            models.append(models[-1].without(device))
+            return models[-1].plan, models[-1].load_stage
+
+        rest = (patience(lost_after_s), plan_again if recover else None, on_notice)
+        return ProcessesBackend(self.plan, self.graph, self.load_stage, self.compute_dtype, *rest)
 
     @contextmanager
     def vllm(self, python: str | None = None) -> "Iterator[VllmBackend]":
@@ -165,8 +216,29 @@ class CompiledModel:
         generations = (backend or self.backend).generate(self.encode(texts), params, on_token)
         return [self.tokenizer.decode(generation.token_ids, skip_special_tokens=True) for generation in generations]
 
+    def stream(
+        self, prompts: str | Sequence[str], max_new_tokens: int = 32, *, backend: "PipelineBackend | None" = None, **sampling: Any
+    ) -> Iterator[tuple[int, str]]:
+        """(index of the prompt, next piece of its continuation) as tokens arrive, in whole characters; options as of `generate`.
+
+        Closing the iterator ends the generation.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        params = self.sampling(max_new_tokens, **sampling)
+        pieces = [TextPieces(self.tokenizer) for _ in texts]
+        for sequence, token in (backend or self.backend).stream(self.encode(texts), params):
+            if piece := pieces[sequence].add(token):
+                yield sequence, piece
+        yield from ((sequence, rest) for sequence, piece in enumerate(pieces) if (rest := piece.rest()))
+
     def sampling(
-        self, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int, stop_at_eos: bool
+        self,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop_at_eos: bool = True,
     ) -> SamplingParams:
         """What `generate` asks the backend for. Raises InputError for a value out of range."""
         eos = self.eos_token_ids if stop_at_eos else ()

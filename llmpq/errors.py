@@ -15,6 +15,7 @@ LlmpqError                 exit 1 unless a subclass says otherwise
 ├── QuantizationError      a weight that cannot be quantized as asked
 └── BackendError           a backend that cannot run the program; carries the reasons
     └── PeerError          exit 75 in a stage's process that lost another stage; its launcher names that one and exits 1
+        └── StageLostError exit 1 in the process that started the stages
 
 Messages name the entity, what was found, what was expected and the remedy, in one line.
 """
@@ -125,3 +126,9 @@ class PeerError(BackendError):
     reason: str = ""
     generated: tuple[tuple[int, ...], ...] = ()
     ended: tuple[int, ...] = ()
+
+
+class StageLostError(PeerError):
+    """What the process that started the stages says of one that is lost."""
+
+    exit_code = 1

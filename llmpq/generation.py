@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llmpq.errors import InputError
 
@@ -41,6 +41,33 @@ class Generation:
     token_ids: tuple[int, ...]
     finish_reason: Literal["length", "eos", "interrupted"]
     log_probs: tuple[float, ...] | None = None
+
+
+class TextPieces:
+    """The text of one sequence, piece by piece as its tokens come: as much as forms whole characters."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._told = 0
+
+    def add(self, token: int) -> str:
+        """What the token adds to the text, empty while a character is not whole."""
+        self._ids.append(token)
+        text = self._text()
+        return "" if text.endswith("\ufffd") else self._new(text)
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._new(self._text())
+
+    def _text(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text
+
+    def _new(self, text: str) -> str:
+        piece, self._told = text[self._told :], len(text)
+        return piece
 
 
 def _expect(name: str, value: float, holds: bool, expected: str) -> None:

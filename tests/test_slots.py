@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmpq.backends.local import LocalBackend
 from llmpq.generation import SamplingParams
@@ -29,6 +30,20 @@ def test_families_of_every_kind_of_mask_and_position_generate_what_transformers_
     backend = LocalBackend(program.require("plan"), program.graph, program.require("stages").__getitem__)
     got = [list(generation.token_ids) for generation in backend.generate(prompts, SamplingParams(NEW, eos_token_ids=(eos,)))]
     assert got == [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in expected]
+
+
+def test_a_model_whose_positions_count_padding_gets_none() -> None:
+    """Bart reads its positions from the length of the cache alone: every sequence then runs by itself."""
+    shape = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 2}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        AutoConfig.for_model("bart", vocab_size=64, is_decoder=True, max_position_embeddings=64, init_std=0.3, **shape)
+    ).eval()
+    prompts = [torch.randint(3, 64, (length,)).tolist() for length in LENGTHS]
+    program = run_passes(program_of(model, [["16"], ["16"]]), parse_pipeline(LOWERING))
+    backend = LocalBackend(program.require("plan"), program.graph, program.require("stages").__getitem__)
+    got = [list(generation.token_ids) for generation in backend.generate(prompts, SamplingParams(NEW))]
+    assert got == [generated(model, prompt) for prompt in prompts]
 
 
 def generated(model: Any, prompt: list[int]) -> list[int]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from llmpq.answers.cluster_changes import removed
 from llmpq.errors import InfeasibleError
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_options
 from llmpq.plan import Plan
 from llmpq.planning.joint import costed, joint_plan
-from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import prior
 from llmpq.solver.rules import parse_rules
@@ -27,11 +27,11 @@ def plan_without(graph: LayerGraph, plan: Plan, lost: Collection[str]) -> Plan:
     cluster, batch_size = removed(plan.cluster, ",".join(lost)), plan.batch.batch_size
     kept = [rule for rule in plan.constraints if not any(name.lower() in rule.lower() for name in lost)]
     rules = parse_rules((*kept, *_as_they_are(plan.options)))
-    precisions = parse_precisions(tuple(dict.fromkeys(plan.options)))
+    options = parse_options(tuple(dict.fromkeys(plan.options)))
     while True:
         workload = Batch(batch_size, plan.batch.prompt_len, plan.batch.gen_len)
-        request = Request(cluster, workload, precisions, Target(None, explicit=True), rules, plan.engine, time_limit_s=SEARCH_S)
-        program = replace(costed(Program(graph, request)), sensitivity=prior(graph, precisions), compute_dtype=plan.compute_dtype)
+        request = Request(cluster, workload, options, Target(None, explicit=True), rules, plan.engine, time_limit_s=SEARCH_S)
+        program = replace(costed(Program(graph, request)), sensitivity=prior(graph, options), compute_dtype=plan.compute_dtype)
         try:
             found: Plan = joint_plan(program).require("plan")
         except InfeasibleError:
@@ -39,7 +39,7 @@ def plan_without(graph: LayerGraph, plan: Plan, lost: Collection[str]) -> Plan:
                 raise
             batch_size //= 2
             continue
-        return replace(found, constraints=plan.constraints)
+        return replace(found, constraints=tuple(kept))
 
 
 def _as_they_are(options: tuple[str, ...]) -> list[str]:

@@ -1,18 +1,22 @@
 """llmpq run: generate text in one process, or in one per stage."""
 
+import json
 import os
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmpq.commands.output import output_options, print_json, progress
-from llmpq.errors import InputError
+from llmpq.commands.output import notice, output_options, print_json, progress
+from llmpq.commands.signals import stopped_by_sigterm
+from llmpq.errors import InputError, PeerError
+from llmpq.generation import TextPieces
+from llmpq.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from llmpq.backend import Backend
     from llmpq.compiled import CompiledModel
+    from llmpq.runtime.pipeline_backend import PipelineBackend as RunningBackend
 
 
 @click.command("run")
@@ -26,45 +30,93 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--processes", is_flag=True, help="One process per stage on this machine; under torchrun this is implied.")
+@click.option("--recover", is_flag=True, help="With --processes: when a stage is lost, go on with the devices that are left.")
+@click.option("--lost-after", type=float, metavar="SECONDS", help="Without a sign of life so long, a stage is lost: 10.")
+@click.option("--stream", is_flag=True, help="Print pieces of all continuations as they arrive, a JSON object per line.")
+@click.option("--verbose", is_flag=True, help="Tell how long each stage took to load, and the memory of its process.")
 @output_options
 def command(
-    out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, as_json: bool, **sampling: Any
+    out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, recover: bool, **options: Any
 ) -> None:
     """Continue prompts with the compiled model in OUT: in one process, or one process per stage."""
     from llmpq.compiled import load
 
+    if recover and not processes:
+        raise InputError("--recover plans again where this command starts the stages: add --processes")
+    options["stop_at_eos"] = not options.pop("ignore_eos")
+    lost_after_s = options.pop("lost_after")
+    shown = Shown(*(options.pop(name) for name in ("as_json", "stream", "verbose")))
     texts = _prompts(prompts, prompts_file)
-    sampling["stop_at_eos"] = not sampling.pop("ignore_eos")
-    compiled = load(out)
+    request = Prompts(load(out), texts, options)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        with compiled.distributed() as backend:
-            if backend.rank:
-                backend.follow()
+        with request.compiled.distributed(lost_after_s) as member:
+            if member.rank:
+                member.follow()
             else:
-                _generate(compiled, texts, as_json, backend, sampling)
+                _generate(request, shown, member)
     elif processes:
-        from llmpq.runtime.launcher import launch
-
-        compiled.check(texts, compiled.sampling(**sampling))
-        names = [f"stage {index} ({stage.device})" for index, stage in enumerate(compiled.plan.stages)]
-        sys.exit(launch([sys.executable, "-m", "llmpq", *sys.argv[1:]], len(names), names.__getitem__))
+        request.compiled.check(request.texts, request.compiled.sampling(**options))
+        with stopped_by_sigterm(), request.compiled.processes(recover, notice, lost_after_s) as stages:
+            with progress("loading"):
+                stages.start()
+            _generate(request, shown, stages)
     else:
         with progress("loading"):
-            _ = compiled.stages
-        _generate(compiled, texts, as_json, compiled.backend, sampling)
+            backend = request.compiled.backend
+        _generate(request, shown, backend)
 
 
-def _generate(compiled: "CompiledModel", texts: list[str], as_json: bool, backend: "Backend", sampling: dict[str, Any]) -> None:
-    """Print one prompt's continuation as it arrives, several when all are done."""
-    stream = _Stream(compiled, texts[0]) if len(texts) == 1 and not as_json else None
-    continuations = compiled.generate(texts, on_token=stream, backend=backend, **sampling)
-    if as_json:
-        print_json([{"prompt": prompt, "continuation": text} for prompt, text in zip(texts, continuations)])
-    elif stream is not None:
-        stream.end(texts[0] + continuations[0])
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is printed, and when."""
+
+    as_json: bool
+    stream: bool
+    verbose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What is asked of which model; `options` of sampling."""
+
+    compiled: "CompiledModel"
+    texts: list[str]
+    options: dict[str, Any]
+
+
+def _generate(request: Prompts, shown: Shown, backend: "RunningBackend") -> None:
+    """Print the continuations; where a stage is lost, what there is of them before the error."""
+    if shown.verbose:
+        for stage, took in zip(request.compiled.plan.stages, backend.start_up):
+            click.echo(f"{stage.device}: loaded in {format_seconds(took.load_s)}, peak {format_bytes(took.peak_bytes)}", err=True)
+    if shown.stream:
+        for sequence, piece in request.compiled.stream(request.texts, backend=backend, **request.options):
+            click.echo(json.dumps({"sequence": sequence, "text": piece}, ensure_ascii=False))
+        return
+    live = _Live(request) if len(request.texts) == 1 and not shown.as_json else None
+    try:
+        continuations = request.compiled.generate(request.texts, on_token=live, backend=backend, **request.options)
+    except PeerError as error:
+        if live is None and error.generated:
+            decode = request.compiled.tokenizer.decode
+            found = [decode(tokens, skip_special_tokens=True) for tokens in error.generated]
+            _print(request, shown, backend, found, set(error.ended))
+        raise
+    if live is not None:
+        live.end()
     else:
-        for prompt, text in zip(texts, continuations):
-            click.echo(prompt + text + "\n" + "-" * 20)
+        _print(request, shown, backend, continuations, set(range(len(continuations))))
+
+
+def _print(request: Prompts, shown: Shown, backend: "RunningBackend", continuations: list[str], ended: set[int]) -> None:
+    pairs = list(zip(request.texts, continuations))
+    if not shown.as_json:
+        for index, (prompt, text) in enumerate(pairs):
+            click.echo(prompt + text + ("" if index in ended else " [interrupted]") + "\n" + "-" * 20)
+        return
+    interrupted = [{} if index in ended else {"interrupted": True} for index in range(len(pairs))]
+    found = [{"prompt": prompt, "continuation": text} | more for (prompt, text), more in zip(pairs, interrupted)]
+    print_json({"generations": found, "stages": backend.start_up} if shown.verbose else found)
 
 
 def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
@@ -76,25 +128,19 @@ def _prompts(prompts: tuple[str, ...], file: Path | None) -> list[str]:
     return texts
 
 
-class _Stream:
-    """Prints the prompt and tokens of one sequence as they arrive, decoding as much as forms whole characters."""
+class _Live:
+    """Prints the prompt and the continuation of one sequence as its tokens arrive."""
 
-    def __init__(self, compiled: "CompiledModel", prompt: str) -> None:
-        self._compiled = compiled
-        self._prompt = prompt
-        self._ids: list[int] = []
-        self._shown = ""
+    def __init__(self, request: Prompts) -> None:
+        self._prompt, self._pieces = request.texts[0], TextPieces(request.compiled.tokenizer)
 
     def __call__(self, sequence: int, token: int) -> None:
-        self._ids.append(token)
-        text = self._prompt + self._compiled.tokenizer.decode(self._ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):
-            self._show(text)
+        self._show(self._pieces.add(token))
 
-    def end(self, text: str) -> None:
+    def end(self) -> None:
         """Print what was held back, and end the line."""
-        self._show(text + "\n")
+        self._show(self._pieces.rest() + "\n")
 
-    def _show(self, text: str) -> None:
-        click.echo(text[len(self._shown) :], nl=False)
-        self._shown = text
+    def _show(self, piece: str) -> None:
+        click.echo(self._prompt + piece, nl=False)
+        self._prompt = ""

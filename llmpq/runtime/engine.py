@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from llmpq.runtime.batching import Step
 from llmpq.runtime.job import Job
@@ -38,11 +39,12 @@ class Engine:
         An iterator that is closed before ends the job at once, for every stage.
         """
         first, *others = self._workers(progress.job)
+        spec = replace(self.spec, prefill_micro_batch=1, decode_micro_batch=1) if first.stage.counts_padding else self.spec
         try:
             for arrangement in arrangements(progress.job, self.spec):
                 first.handle(Message(Room(arrangement.slots, arrangement.slot_len)))
                 self._follow(others)
-                scheduler = Scheduler(arrangement, self.spec, progress, self._pick)
+                scheduler = Scheduler(arrangement, spec, progress, self._pick)
                 yield from self._turns(scheduler, progress, first, others)
         except GeneratorExit:
             self._end(first, others)

@@ -3,11 +3,14 @@
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from math import inf
 from typing import ClassVar
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+
+from llmpq.errors import InputError
 
 _LOST = "llmpq/lost"  # the first blame that was laid; later ones are its consequences
 WAITS = "waits"
@@ -22,8 +25,17 @@ class Patience:
     lost_after_s: float = 10.0
     step_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.lost_after_s < inf:
+            raise InputError(f"a stage is lost after {self.lost_after_s} s without a sign of life; give a number above 0")
+
 
 PATIENCE = Patience()
+
+
+def patience(lost_after_s: float | None) -> Patience:
+    """The default with another time without a sign of life."""
+    return PATIENCE if lost_after_s is None else replace(PATIENCE, lost_after_s=lost_after_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Signs:
         self._seen: dict[int, str] = {}
         self._unchanged = dict.fromkeys(self._ranks, 0)
 
-    def hear(self, store: dist.Store) -> Lost | None:
+    def hear(self, store: Store) -> Lost | None:
         """One round. Raises RuntimeError when the store does not answer."""
         lost = None
         for rank in self._ranks:
@@ -71,7 +83,7 @@ class Heartbeat:
     `keeper`: the rank whose process keeps the store; None: a launcher.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, keeper: int | None, patience: Patience) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, keeper: int | None, patience: Patience) -> None:
         self.waits = False
         self._store, self._rank, self._keeper, self._patience = store, rank, keeper, patience
         self._signs = Signs((other for other in range(world_size) if other != rank), patience)

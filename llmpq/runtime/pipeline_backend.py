@@ -11,6 +11,7 @@ from llmpq.plan import ComputeDtype, Plan
 from llmpq.runtime.job import Job, force_job, generate_job, score_job
 from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.spec import PipelineSpec, pipeline_spec, unsupported, validate
+from llmpq.runtime.start_up import StartUp
 
 
 class PipelineBackend(ABC):
@@ -24,6 +25,7 @@ class PipelineBackend(ABC):
     def __init__(self, plan: Plan, graph: LayerGraph, compute_dtype: ComputeDtype | None) -> None:
         if reasons := self.unsupported(plan):
             raise BackendError(f"backend {self.name} cannot run this plan", tuple(reasons))
+        self._start_up: tuple[StartUp, ...] = ()
         self.spec: PipelineSpec = pipeline_spec(plan, graph, compute_dtype)
 
     @classmethod
@@ -51,6 +53,11 @@ class PipelineBackend(ABC):
         """Log-probabilities (nats) of tokens 1, 2, ... of each sequence given those before them, in one pass without cache."""
         progress = self._ran(score_job(sequences))
         return [progress.scores[index] for index in range(len(sequences))]
+
+    @property
+    def start_up(self) -> tuple[StartUp, ...]:
+        """What loading took each stage, once they run."""
+        return self._start_up
 
     @abstractmethod
     def run(self, progress: Progress) -> Iterator[NewToken]:

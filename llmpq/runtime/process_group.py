@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 from llmpq.errors import InputError, PeerError
 from llmpq.runtime.channels import AHEAD, Broken, Incoming, Outgoing, open_sockets, shut
@@ -165,10 +166,10 @@ class ProcessGroup:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _open_store(self) -> dist.Store:
+    def _open_store(self) -> Store:
         keeps = self.place.rank == 0 and not self.place.launcher_keeps_store
         limit = timedelta(seconds=self._patience.join_s)
-        return dist.TCPStore(self.place.host, self.place.port, None, keeps, limit, wait_for_workers=False, multi_tenant=keeps)
+        return TCPStore(self.place.host, self.place.port, None, keeps, limit, wait_for_workers=False, multi_tenant=keeps)
 
     def _meet(self) -> None:
         """Wait until every stage is there; Raises PeerError naming the first that is not."""

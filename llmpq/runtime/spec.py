@@ -6,6 +6,7 @@ import torch
 
 from llmpq.errors import InputError
 from llmpq.graph import Attention, LayerGraph
+from llmpq.layer_option import SEPARATOR
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.precision import QUANTIZABLE
 from llmpq.runtime.job import Job
@@ -74,7 +75,8 @@ def unsupported(plan: Plan) -> list[str]:
     if len(plan.pipelines) != 1:
         return [f"the plan has {len(plan.pipelines)} pipelines; this runtime runs one"]
     pipeline = plan.pipeline
-    reasons = [f"option {name} is not one of {', '.join(QUANTIZABLE)}" for name in sorted(set(plan.options) - set(QUANTIZABLE))]
+    precisions = {precision for option in plan.options for precision in option.split(SEPARATOR)}
+    reasons = [f"option {name} is not one of {', '.join(QUANTIZABLE)}" for name in sorted(precisions - set(QUANTIZABLE))]
     if min(pipeline.prefill_micro_batch, pipeline.decode_micro_batch) < 1:
         reasons.append("a micro-batch of the plan holds no sequence")
     elif pipeline.decode_micro_batch % pipeline.prefill_micro_batch:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from llmpq.graph import Attention
 from llmpq.runtime.batching import Step
@@ -27,6 +28,13 @@ class Stage:
         self.device = torch.device(device)
         self._cache: KvCache | None = None
         self._keeps = False
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether positions are counted from the past length alone (Bart): padded rows would then be computed otherwise."""
+        graph = self.module.graph if isinstance(self.module, GraphModule) else None
+        used = {str(node.target): bool(node.users) for node in graph.nodes} if graph else {}
+        return used.get("get_seq_length", False) and not used.get("position_ids", False)
 
     def reserve(self, slots: int, slot_len: int, planned: int = 0) -> None:
         """Empty slots for that many sequences of at most `slot_len` positions; 0 positions for scoring, which keeps no cache.

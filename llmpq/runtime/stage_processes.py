@@ -15,9 +15,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
-from llmpq.errors import BackendError, PeerError
+from llmpq.errors import BackendError, InputError, PeerError, StageLostError
 from llmpq.runtime.heartbeat import Lost, Patience, Signs, first_line, interval_s
 from llmpq.runtime.process_group import Place
 
@@ -49,12 +49,13 @@ class StageProcesses:
     """
 
     def __init__(self, serve: Serve, num_stages: int, name_of: Callable[[int], str], patience: Patience) -> None:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise BackendError(
                 "this process has used an accelerator, which stages forked from it cannot; start them with torchrun"
             )
         self._name_of, self._patience = name_of, patience
         self._events: deque[Event] = deque()
+        self._store: TCPStore | None = None
         self._ends: list[Connection] = []
         self.processes: list[BaseProcess] = []
         try:
@@ -68,7 +69,7 @@ class StageProcesses:
             self._ends[rank].send_bytes(request.encode())
 
     def next_event(self) -> Event:
-        """The next that a stage tells. Raises PeerError naming the stage that is lost, after killing all."""
+        """The next that a stage tells. Raises StageLostError, or what a stage says of its files, after killing all."""
         while True:
             ready = wait([*self._ends, *(process.sentinel for process in self.processes)], interval_s(self._patience))
             told = [self._hear(rank, end) for rank, end in enumerate(self._ends) if end in ready]
@@ -97,6 +98,7 @@ class StageProcesses:
         for end in self._ends:
             end.close()
         self._ends = []
+        self._store = None  # at once: a process forked later must not inherit its threads
 
     def _start(self, serve: Serve, num_stages: int) -> None:
         context = multiprocessing.get_context("fork")
@@ -110,7 +112,7 @@ class StageProcesses:
             self._ends.append(here)
             self.processes.append(process)
         # only now, so that no process inherits its sockets and threads
-        self._store = dist.TCPStore(_LOOPBACK, 0, None, True, wait_for_workers=False)
+        self._store = TCPStore(_LOOPBACK, 0, None, True, wait_for_workers=False)
         self._signs = Signs(range(num_stages), self._patience)
         self._heard_at = time.monotonic()
         for rank in range(num_stages):
@@ -122,6 +124,9 @@ class StageProcesses:
             event: Event = json.loads(end.recv_bytes())
         except (EOFError, OSError):
             return Lost(rank, "closed its connection")
+        if "input_error" in event:
+            self.kill()
+            raise InputError(event["input_error"])
         if "lost" not in event:
             return event
         suspect, reason = event["lost"]
@@ -135,9 +140,9 @@ class StageProcesses:
         if time.monotonic() - self._heard_at < interval_s(self._patience):
             return None
         self._heard_at = time.monotonic()
-        return self._signs.hear(self._store)
+        return None if self._store is None else self._signs.hear(self._store)
 
-    def _given_up(self, lost: Lost) -> PeerError:
+    def _given_up(self, lost: Lost) -> StageLostError:
         """Stop all; a process that ended by itself is to blame for what others tell of it."""
         assert lost.rank is not None
         process = self.processes[lost.rank]
@@ -148,8 +153,8 @@ class StageProcesses:
         elif code and reason == "ended":
             reason = f"ended with exit code {code}"
         self.kill()
-        error = PeerError(f"lost {self._name_of(lost.rank)}: {reason}; all stages were stopped")
-        error.rank = lost.rank
+        error = StageLostError(f"lost {self._name_of(lost.rank)}: {reason}; all stages were stopped")
+        error.rank, error.reason = lost.rank, reason
         return error
 
 
@@ -170,6 +175,9 @@ def _stage(serve: Serve, rank: int, num_stages: int, end: Connection, parent: in
     except PeerError as error:
         code = error.exit_code
         connection.tell(lost=[error.rank, error.reason])
+    except InputError as error:
+        code = error.exit_code
+        connection.tell(input_error=str(error))
     except BaseException as error:
         code = 1
         connection.tell(lost=[None, first_line(error)])
