@@ -17,7 +17,7 @@ from llmpq.cli import COMMANDS
 from llmpq.errors import LlmpqWarning
 from llmpq.printing import format_plan
 from llmpq.serialize import to_json
-from tests.command_line import CLUSTER, PLANNED
+from tests.command_line import CLUSTER, PLANNED, ROOT
 from tests.conftest import CommandLine
 
 BATCH = llmpq.Batch(8, 64, 32)
@@ -62,6 +62,11 @@ def test_every_public_name_is_documented_and_typed(name: str) -> None:
         parameters = inspect.signature(value).parameters.values()
         assert all(item.annotation is not inspect.Parameter.empty for item in parameters)
     assert name in dir(llmpq)
+
+
+def test_every_public_name_stands_in_the_reference() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^::: llmpq\.(\w+)$", page, re.M)) - {"errors"} == set(llmpq.__all__)
 
 
 def test_the_help_of_the_package_says_what_there_is() -> None:
