@@ -172,7 +172,7 @@ def against(report: Report, rows: Sequence[Allocation]) -> list[dict[str, Any]]:
 
 def _compared(each: Allocation, other: Allocation) -> bool:
     if each.quantizer != other.quantizer:
-        return each.quantizer == "gptq" and each.options == other.options
+        return each.quantizer == "gptq" and (each.name, each.granularity) == (other.name, other.granularity)
     if other.name == "uniform" or other.name.startswith("random"):
         return each.name != "uniform"
     return each.name == other.name and (each.granularity, other.granularity) == ("part", "layer")
