@@ -205,15 +205,19 @@ class CompiledModel:
         stop_at_eos: bool = True,
         on_token: OnToken | None = None,
         backend: Backend | None = None,
+        resume: str | Path | None = None,
     ) -> list[str]:
         """The continuation of each prompt, in this process unless `backend` is another.
 
         `on_token(sequence, token_id)` is called as tokens arrive. temperature 0 is greedy; top_k 0 and top_p 1 keep every
-        token; the same seed gives the same text however the batch is cut. Raises InputError for a prompt too long.
+        token; the same seed gives the same text however the batch is cut. resume: a file that keeps the tokens as they come, on
+        the own runtime; what it holds is not generated again. Raises InputError for a prompt too long.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = self.sampling(max_new_tokens, temperature, top_k, top_p, seed, stop_at_eos)
-        generations = (backend or self.backend).generate(self.encode(texts), params, on_token)
+        used = backend or self.backend
+        more = {} if resume is None else {"resume": Path(resume)}
+        generations = used.generate(self.encode(texts), params, on_token, **more)
         return [self.tokenizer.decode(generation.token_ids, skip_special_tokens=True) for generation in generations]
 
     def stream(
@@ -249,7 +253,7 @@ class CompiledModel:
         from llmpq.runtime.job import generate_job
         from llmpq.runtime.spec import pipeline_spec, validate
 
-        for index in range(len(self.plan.stages)):
+        for index in range(0 if self.is_moved else len(self.plan.stages)):
             check_size(self.directory, stage_file(index, len(self.plan.stages)))
         validate(generate_job(self.encode(texts), params), pipeline_spec(self.plan, self.graph, self.compute_dtype))
 
@@ -375,6 +379,8 @@ def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledMo
     or when the directory is not one that `compile` wrote.
     """
     path = Path(directory)
+    if (path / "replica-0").is_dir() and not is_output(path):
+        raise InputError(f"{path}: holds replicas, each a compiled model; give one of them, such as {path / 'replica-0'}")
     if not is_output(path):
         raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
     plan = read_plan(path)

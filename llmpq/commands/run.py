@@ -31,23 +31,40 @@ if TYPE_CHECKING:
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--processes", is_flag=True, help="One process per stage on this machine; under torchrun this is implied.")
 @click.option("--recover", is_flag=True, help="With --processes: when a stage is lost, go on with the devices that are left.")
+@click.option(
+    "--without", multiple=True, metavar="DEVICE", help="Plan again without that device first; may be given several times."
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), help="Keep tokens in this file as they come; go on from what it holds."
+)
 @click.option("--lost-after", type=float, metavar="SECONDS", help="Without a sign of life so long, a stage is lost: 10.")
 @click.option("--stream", is_flag=True, help="Print pieces of all continuations as they arrive, a JSON object per line.")
 @click.option("--verbose", is_flag=True, help="Tell how long each stage took to load, and the memory of its process.")
 @output_options
 def command(
-    out: Path, prompts: tuple[str, ...], prompts_file: Path | None, processes: bool, recover: bool, **options: Any
+    out: Path,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    processes: bool,
+    recover: bool,
+    without: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Continue prompts with the compiled model in OUT: in one process, or one process per stage."""
     from llmpq.compiled import load
 
+    if options["stream"] and options["resume"]:
+        raise InputError("--stream and --resume exclude each other")
     if recover and not processes:
         raise InputError("--recover plans again where this command starts the stages: add --processes")
     options["stop_at_eos"] = not options.pop("ignore_eos")
     lost_after_s = options.pop("lost_after")
     shown = Shown(*(options.pop(name) for name in ("as_json", "stream", "verbose")))
     texts = _prompts(prompts, prompts_file)
-    request = Prompts(load(out), texts, options)
+    compiled = load(out)
+    for device in without:
+        compiled = compiled.without(device)
+    request = Prompts(compiled, texts, options, options.pop("resume"))
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         with request.compiled.distributed(lost_after_s) as member:
             if member.rank:
@@ -77,11 +94,12 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is asked of which model; `options` of sampling."""
+    """What is asked of which model; `options` of sampling, `resume` for what is generated."""
 
     compiled: "CompiledModel"
     texts: list[str]
     options: dict[str, Any]
+    resume: Path | None
 
 
 def _generate(request: Prompts, shown: Shown, backend: "RunningBackend") -> None:
@@ -93,9 +111,10 @@ def _generate(request: Prompts, shown: Shown, backend: "RunningBackend") -> None
         for sequence, piece in request.compiled.stream(request.texts, backend=backend, **request.options):
             click.echo(json.dumps({"sequence": sequence, "text": piece}, ensure_ascii=False))
         return
-    live = _Live(request) if len(request.texts) == 1 and not shown.as_json else None
+    live = _Live(request) if len(request.texts) == 1 and not (shown.as_json or request.resume) else None
     try:
-        continuations = request.compiled.generate(request.texts, on_token=live, backend=backend, **request.options)
+        settings = {**request.options, "on_token": live, "backend": backend, "resume": request.resume}
+        continuations = request.compiled.generate(request.texts, **settings)
     except PeerError as error:
         if live is None and error.generated:
             decode = request.compiled.tokenizer.decode

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from llmpq.errors import BackendError, PeerError
@@ -12,6 +13,7 @@ from llmpq.runtime.job import Job, force_job, generate_job, score_job
 from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.spec import PipelineSpec, pipeline_spec, unsupported, validate
 from llmpq.runtime.start_up import StartUp
+from llmpq.runtime.token_log import TokenLog, token_log
 
 
 class PipelineBackend(ABC):
@@ -34,10 +36,21 @@ class PipelineBackend(ABC):
         return unsupported(plan)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, on_token: OnToken | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        on_token: OnToken | None = None,
+        resume: Path | None = None,
     ) -> list[Generation]:
-        """Continue every prompt; `on_token(sequence, token)` is called as tokens return to stage 0, per sequence in order."""
-        return self._ran(generate_job(prompts, params), on_token).generations()
+        """Continue every prompt; `on_token(sequence, token)` is called as tokens return to stage 0, per sequence in order.
+
+        resume: a file that keeps the tokens as they come; what it holds of the same prompts is not generated again.
+        """
+        job = generate_job(prompts, params)
+        if resume is None:
+            return self._ran(job, on_token).generations()
+        with token_log(resume, job) as log:
+            return self._ran(job, on_token, log).generations()
 
     def stream(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Iterator[tuple[int, int]]:
         """(sequence, token) as tokens return to stage 0, per sequence in order; closing the iterator ends the job."""
@@ -63,16 +76,18 @@ class PipelineBackend(ABC):
     def run(self, progress: Progress) -> Iterator[NewToken]:
         """Run a valid job to its end; yields tokens as they come."""
 
-    def _validated(self, job: Job) -> Progress:
+    def _validated(self, job: Job, log: TokenLog | None = None) -> Progress:
         validate(job, self.spec)
-        return Progress(job)
+        return Progress(job) if log is None else Progress.of(job, log.before)
 
-    def _ran(self, job: Job, on_token: OnToken | None = None) -> Progress:
-        progress = self._validated(job)
+    def _ran(self, job: Job, on_token: OnToken | None = None, log: TokenLog | None = None) -> Progress:
+        progress = self._validated(job, log)
         try:
-            for sequence, token, _ in self.run(progress):
+            for token in self.run(progress):
+                if log is not None:
+                    log.write(token)
                 if on_token:
-                    on_token(sequence, token)
+                    on_token(*token[:2])
         except PeerError as error:
             error.generated, error.ended = progress.generated, progress.ended
             raise

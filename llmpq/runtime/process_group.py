@@ -76,7 +76,8 @@ class ProcessGroup:
         self._sockets: frozenset[int] = frozenset()
         self._heartbeat: Heartbeat | None = None
         self._store = self._patiently(self._open_store, Lost(self._keeper, "its store cannot be reached"))
-        self._heartbeat = Heartbeat(self._store.clone(), place.rank, place.world_size, self._keeper, patience)
+        own: Store = self._store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        self._heartbeat = Heartbeat(own, place.rank, place.world_size, self._keeper, patience)
         self._meet()
         self._heartbeat.start()
         self._patiently(self._join, Lost(None, "not all stages could be connected"))

@@ -1,5 +1,8 @@
 """Progress: what each sequence of a job has generated so far, kept where the tokens return to."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from torch import Tensor
 
 from llmpq.generation import Generation
@@ -17,6 +20,15 @@ class Progress:
         self.scores: dict[int, tuple[float, ...]] = {}
         self._tokens = [list(job.generated[index]) if job.generated else [] for index in range(len(job.sequences))]
         self._log_probs = [[0.0] * len(tokens) for tokens in self._tokens]
+
+    @staticmethod
+    def of(job: Job, before: Iterable[NewToken]) -> "Progress":
+        """The progress of a job of which an earlier run has made these tokens."""
+        made = Progress(job)
+        for token in before:
+            made.append(token)
+        made.job = replace(job, generated=made.generated)
+        return made
 
     def take(self, rows: tuple[Row, ...], emitted: Tensor) -> list[NewToken]:
         """`emitted`: [2, rows] token ids and log-probabilities, or [rows, padded_len - 1] log-probabilities when scoring.
