@@ -8,6 +8,7 @@ Writes docs/images/*.svg by rich, and *.png of report.html 1280 and 390 pixels w
 import argparse
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,10 @@ def capture(name: str, command: str) -> None:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text(f"$ {command}", style="bold"))
     console.print(Text.from_ansi(on_a_terminal(command)))
-    (IMAGES / f"{name}.svg").write_text(console.export_svg(title="llmpq", unique_id=name), encoding="utf-8")
+    drawn = re.sub(
+        r"@font-face \{.*?\}\s*", "", console.export_svg(title="llmpq", unique_id=name), flags=re.S
+    )  # fonts of the web
+    (IMAGES / f"{name}.svg").write_text(drawn, encoding="utf-8")
 
 
 def photograph(browser: str, folder: Path) -> None:
