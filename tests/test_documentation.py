@@ -45,6 +45,8 @@ def runs(page: str) -> bool:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_on_the_page_parses(page: str) -> None:
     text = text_of(page)
+    plain = "\n".join(block.body for block in blocks(text) if not block.kind)
+    assert not re.search(r"^(\$ )?llmpq ", plain, re.M), "fence commands as console or bash, so that they are run"
     lines = [line for block in blocks(text) for line in block.commands]
     inline = INLINE_COMMANDS.findall(text)
     wrong = [f"{line}: {found}" for line in (*lines, *inline) if line.startswith("llmpq ") for found in problems(line)]
