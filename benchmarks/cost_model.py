@@ -3,6 +3,7 @@
 python benchmarks/cost_model.py --gemm FILE.csv.gz --device A100-80 --json        the shipped tables against any file
 python benchmarks/cost_model.py --attention FILE.csv.gz --device l40s --json
 python benchmarks/cost_model.py --gemm FILE.csv.gz --device A100-80 --cross-validate   fitted to half of the file's shapes
+python benchmarks/cost_model.py --layers FOLDER --json        one layer of a 30B Llama (Helix), and every device left out
 python benchmarks/cost_model.py --source FOLDER --output benchmarks/results/cost_model.json   everything, by cross-validation
 """
 
@@ -206,6 +207,13 @@ def everything(source: Path) -> Row:
     }
 
 
+def layers(folder: Path) -> Row:
+    from layer_times import layer_rows
+
+    rows, fits = layer_rows(folder)
+    return {"rows": rows, "efficiencies": fits}
+
+
 def one_file(options: argparse.Namespace) -> Row:
     device = canonical_device(options.device)
     if options.gemm and options.cross_validate:
@@ -225,15 +233,16 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--gemm", type=Path, help="CSV with gemm_dtype, m, n, k, latency (ms)")
     what.add_argument("--attention", type=Path, help="CSV with the columns of AIConfigurator; genattn in its name means decode")
+    what.add_argument("--layers", type=Path, help="folder of Helix' layer times: t4, v100, l4, a100, each with two CSV files")
     what.add_argument("--source", type=Path, help="folder of all files: every table by cross-validation")
     parser.add_argument("--device", help="A100-80, H100, H200, L40S, or a100_sxm, h100_sxm, h200_sxm, l40s")
     parser.add_argument("--cross-validate", action="store_true", help="fit to a part of the file and report on the rest")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, help="write the JSON there")
     options = parser.parse_args()
-    if options.source is None and options.device is None:
+    if options.source is None and options.layers is None and options.device is None:
         parser.error("--device is missing")
-    result = everything(options.source) if options.source else one_file(options)
+    result = everything(options.source) if options.source else layers(options.layers) if options.layers else one_file(options)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
