@@ -116,7 +116,7 @@ def _generate(request: Prompts, shown: Shown, backend: "RunningBackend") -> None
         settings = {**request.options, "on_token": live, "backend": backend, "resume": request.resume}
         continuations = request.compiled.generate(request.texts, **settings)
     except PeerError as error:
-        if live is None and error.generated:
+        if live is None and error.generated and request.resume is None:  # a file that is resumed has them
             decode = request.compiled.tokenizer.decode
             found = [decode(tokens, skip_special_tokens=True) for tokens in error.generated]
             _print(request, shown, backend, found, set(error.ended))

@@ -28,7 +28,7 @@ class Broken(Exception):
 
     @staticmethod
     def by(error: RuntimeError) -> "Broken":
-        return Broken(str(error).splitlines()[0])
+        return Broken(str(error).splitlines()[0].split(". This is")[0])
 
 
 class Incoming:

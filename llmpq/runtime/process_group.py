@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from llmpq.errors import InputError, PeerError
 from llmpq.runtime.channels import AHEAD, Broken, Incoming, Outgoing, open_sockets, shut
@@ -33,6 +33,7 @@ class Place:
     host: str = "127.0.0.1"
     port: int = 0
     launcher_keeps_store: bool = False
+    attempt: int = 0  # torchrun starts all stages again on a store that remembers the attempts before
 
     @staticmethod
     def from_environment() -> "Place":
@@ -47,7 +48,8 @@ class Place:
         except ValueError as error:
             raise InputError(f"environment variables RANK, WORLD_SIZE and MASTER_PORT must be whole numbers: {error}") from error
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's name
-        return Place(rank, world_size, os.environ["MASTER_ADDR"], port, agent)
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return Place(rank, world_size, os.environ["MASTER_ADDR"], port, agent, attempt)
 
 
 class ProcessGroup:
@@ -168,9 +170,10 @@ class ProcessGroup:
             dist.destroy_process_group()
 
     def _open_store(self) -> Store:
-        keeps = self.place.rank == 0 and not self.place.launcher_keeps_store
-        limit = timedelta(seconds=self._patience.join_s)
-        return TCPStore(self.place.host, self.place.port, None, keeps, limit, wait_for_workers=False, multi_tenant=keeps)
+        place, limit = self.place, timedelta(seconds=self._patience.join_s)
+        keeps = place.rank == 0 and not place.launcher_keeps_store
+        store = TCPStore(place.host, place.port, None, keeps, limit, wait_for_workers=False, multi_tenant=keeps)
+        return in_attempt(store, place.attempt)
 
     def _meet(self) -> None:
         """Wait until every stage is there; Raises PeerError naming the first that is not."""
@@ -241,7 +244,12 @@ class ProcessGroup:
             raise self._error(lost)
 
     def _error(self, lost: Lost) -> PeerError:
-        name = "the launcher" if lost.rank is None else self._name_of(lost.rank)
+        name = "the launcher or another stage" if lost.rank is None else self._name_of(lost.rank)
         error = PeerError(f"{self._name_of(self.place.rank)} lost {name}: {lost.reason}; see the messages of that stage")
         error.rank, error.reason = lost.rank, lost.reason
         return error
+
+
+def in_attempt(store: Store, attempt: int) -> Store:
+    """The part of a store that belongs to one start of all stages."""
+    return PrefixStore(f"llmpq/attempt-{attempt}", store)

@@ -15,11 +15,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 
 from llmpq.errors import BackendError, InputError, PeerError, StageLostError
 from llmpq.runtime.heartbeat import Lost, Patience, Signs, first_line, interval_s
-from llmpq.runtime.process_group import Place
+from llmpq.runtime.process_group import Place, in_attempt
 
 Event = dict[str, Any]  # what a stage tells, one JSON object
 Serve = Callable[[Place, "StageConnection"], None]
@@ -55,7 +55,7 @@ class StageProcesses:
             )
         self._name_of, self._patience = name_of, patience
         self._events: deque[Event] = deque()
-        self._store: TCPStore | None = None
+        self._store: Store | None = None
         self._ends: list[Connection] = []
         self.processes: list[BaseProcess] = []
         try:
@@ -112,11 +112,12 @@ class StageProcesses:
             self._ends.append(here)
             self.processes.append(process)
         # only now, so that no process inherits its sockets and threads
-        self._store = TCPStore(_LOOPBACK, 0, None, True, wait_for_workers=False)
+        server = TCPStore(_LOOPBACK, 0, None, True, wait_for_workers=False)
+        self._store = in_attempt(server, 0)
         self._signs = Signs(range(num_stages), self._patience)
         self._heard_at = time.monotonic()
         for rank in range(num_stages):
-            self.ask(rank, str(self._store.port))
+            self.ask(rank, str(server.port))
 
     def _hear(self, rank: int, end: Connection) -> "Event | Lost":
         """What a stage tells; the stage that is lost, where it tells of one or tells nothing any more."""
