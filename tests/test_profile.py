@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpq.costs import derive_costs
-from llmpq.costs.interpolation import interpolate, log_linear
+from llmpq.costs.interpolation import along, interpolate
 from llmpq.costs.point import Point, Timing
 from llmpq.costs.profile import Machine, Profile, ends_digest, kind_digest
 from llmpq.costs.step import step_of
@@ -49,27 +49,32 @@ def profile(spread: float = 1.0, speed: float = 1.0) -> Profile:
     return Profile("CPU", speed, "bfloat16", "tiny", (kind_digest(KIND),), ends_digest(GRAPH), machine, points)
 
 
-@given(
-    st.floats(1e-6, 1.0),
-    st.floats(0.0, 2.0),
-    st.lists(st.integers(1, 10**5), min_size=2, unique=True),
-    st.integers(1, 10**6),
-)
+SIZES = st.lists(st.integers(1, 10**5), min_size=2, unique=True)
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1.0, 2.0), SIZES, st.integers(1, 10**6))
 def test_powers_of_the_size_are_interpolated_and_continued_exactly(scale: float, power: float, xs: list[int], x: int) -> None:
-    assert isclose(log_linear({at: scale * at**power for at in xs}, x), scale * x**power, rel_tol=1e-6)
+    assert isclose(along({at: scale * at**power for at in xs}, x), scale * x**power, rel_tol=1e-6)
+
+
+@given(st.floats(1e-6, 1.0), st.floats(0.0, 1.0), SIZES, st.integers(1, 10**6))
+def test_so_is_what_takes_a_while_to_start_and_then_the_same_for_every_token(
+    start: float, each: float, xs: list[int], x: int
+) -> None:
+    assert isclose(along({at: start + each * at for at in xs}, x), start + each * x, rel_tol=1e-6)
 
 
 @given(st.dictionaries(st.integers(1, 4096), st.floats(1e-6, 10.0), min_size=1))
 def test_what_was_measured_comes_back(points: dict[int, float]) -> None:
     for x, seconds in points.items():
-        assert isclose(log_linear(points, x), seconds, rel_tol=1e-9)
+        assert isclose(along(points, x), seconds, rel_tol=1e-9)
 
 
 def test_beyond_the_grid_nothing_becomes_cheaper_or_grows_faster_than_squared() -> None:
     noisy = {64: 2.0, 128: 1.0}
-    assert log_linear(noisy, 1024) == 1.0
+    assert along(noisy, 1024) == 1.0
     steep = {64: 1.0, 128: 1000.0}
-    assert log_linear(steep, 256) == pytest.approx(4000.0)
+    assert along(steep, 256) == pytest.approx(4000.0)
 
 
 def test_a_grid_without_its_large_corner_is_continued_along_the_lengths_first() -> None:

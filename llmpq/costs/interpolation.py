@@ -1,4 +1,4 @@
-"""Interpolation between measured sizes, linear in log space."""
+"""Interpolation between measured sizes, and beyond them."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -12,29 +12,39 @@ Grid = Mapping[int, Lengths]  # by sequences
 
 
 def interpolate(grid: Grid, rows: float, length: float) -> float:
-    """Seconds at a size: linear in log space, along the lengths of every measured number of sequences, then between those."""
+    """Seconds at a size: along the lengths of every measured number of sequences, then between those."""
     wide = {count: lengths for count, lengths in grid.items() if len(lengths) > 1} or grid
-    return log_linear({count: log_linear(lengths, length) for count, lengths in wide.items()}, rows)
+    return along({count: along(lengths, length) for count, lengths in wide.items()}, rows)
 
 
-def log_linear(points: Lengths, x: float) -> float:
-    """Through the two nearest points; outside of them their slope goes on, within [0, STEEPEST]."""
+def along(points: Lengths, x: float) -> float:
+    """Through the two nearest points: a straight line where it grows no faster than in proportion, as launches and weights that
+    are read once make it; else a power of the size, as attention makes it.
+
+    Outside of the points the same goes on: it never falls, and no power is above STEEPEST. (Powers alone would be too high
+    between points of a time that has a fixed part, and too low beyond them.)
+    """
     xs = sorted(points)
     if len(xs) == 1:
         return points[xs[0]]
     right = min(max(bisect_left(xs, x), 1), len(xs) - 1)
     a, b = xs[right - 1], xs[right]
-    slope = log(points[b] / points[a]) / log(b / a)
-    if x > b:
-        return points[b] * exp(min(max(slope, 0.0), STEEPEST) * log(x / b))
-    return points[a] * exp((slope if x >= a else min(max(slope, 0.0), STEEPEST)) * log(x / a))
+    power, inside = log(points[b] / points[a]) / log(b / a), a <= x <= b
+    if power > 1:
+        start = b if x > b else a
+        return points[start] * exp((power if inside else min(power, STEEPEST)) * log(x / start))
+    if inside:
+        share = (x - a) / (b - a)
+        return (1 - share) * points[a] + share * points[b]
+    growth = max(0.0, (points[b] - points[a]) / (b - a))
+    return points[b] + growth * (x - b) if x > b else points[a] - growth * (a - x)
 
 
 def left_out(grids: Iterable[Grid]) -> list[float]:
     """|log(measured / interpolated)| of every inner point along the lengths, each left out of its own interpolation."""
     lines = [lengths for grid in grids for lengths in grid.values()]
     return [
-        abs(log(line[x] / log_linear({other: line[other] for other in line if other != x}, x)))
+        abs(log(line[x] / along({other: line[other] for other in line if other != x}, x)))
         for line in lines
         for x in sorted(line)[1:-1]
     ]

@@ -6,7 +6,7 @@ from functools import cached_property
 from math import log
 from statistics import median
 
-from llmpq.costs.interpolation import Grid, Lengths, interpolate, left_out, log_linear
+from llmpq.costs.interpolation import Grid, Lengths, along, interpolate, left_out
 from llmpq.costs.point import Point, Timing
 from llmpq.costs.step import Step
 
@@ -73,22 +73,22 @@ class SharedSteps:
     def layer_s(self, kind: int, precision: str, step: Step) -> float | None:
         """As of `SeparatePasses`."""
         line, attention = self._linears.get((kind, precision)), self._attention_s(kind, step)
-        return None if line is None or attention is None else log_linear(line, step.tokens) + attention
+        return None if line is None or attention is None else along(line, step.tokens) + attention
 
     def ends_s(self, step: Step) -> tuple[float, float] | None:
         """As of `SeparatePasses`; scheduling, which does not slow down with the stage, is in `engine_s`."""
         if not self._last or (step.prompts and not self._norm):
             return None
-        norm = log_linear(self._norm, step.prompts * step.new_tokens) if step.prompts else 0.0
-        return log_linear(self._first, step.tokens), log_linear(self._last, step.sampled) + norm
+        norm = along(self._norm, step.prompts * step.new_tokens) if step.prompts else 0.0
+        return along(self._first, step.tokens), along(self._last, step.sampled) + norm
 
     def rank_s(self, step: Step) -> float:
         """Seconds that every stage spends on a step before its layers."""
-        return log_linear(self._rank, step.sampled) if self._rank else 0.0
+        return along(self._rank, step.sampled) if self._rank else 0.0
 
     def engine_s(self, step: Step) -> float:
         """Seconds of scheduling a step and of handling its outputs."""
-        return log_linear(self._engine, step.sampled) if self._engine else 0.0
+        return along(self._engine, step.sampled) if self._engine else 0.0
 
     @cached_property
     def misses(self) -> list[float]:
@@ -147,7 +147,7 @@ class SharedSteps:
     @cached_property
     def _norm(self) -> Lengths:
         """Tokens of prompts -> seconds that the last end takes for them beside those that are sampled."""
-        found = ((p.rows * p.tokens, p.last.median_s - log_linear(self._last, p.rows)) for p in self._pure if not p.is_decode)
+        found = ((p.rows * p.tokens, p.last.median_s - along(self._last, p.rows)) for p in self._pure if not p.is_decode)
         return line_of((tokens, max(seconds, LEAST_S)) for tokens, seconds in found) if self._last else {}
 
     @cached_property
