@@ -26,8 +26,10 @@ from llmpq.graph import LayerGraph
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.printing import (
     format_optimality,
+    format_phases,
     format_program,
     format_quality,
+    format_rate_band,
     format_sizes,
     format_speed,
     format_stage,
@@ -36,7 +38,7 @@ from llmpq.printing import (
 )
 from llmpq.program import Program
 from llmpq.serialize import to_json
-from llmpq.units import format_bytes, format_seconds
+from llmpq.units import format_bytes
 from llmpq.workload import Serving
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,10 +179,8 @@ def _print_pipeline(plan: Plan) -> None:
             f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} "
             f"of {plan.workload.batch_size} sequences"
         )
-        console.print(
-            f"predicted       {plan.tokens_per_s:.4g} tokens/s; prefill {format_seconds(prediction.prefill_s)}, "
-            f"decode {format_seconds(prediction.decode_s)} ({prediction.provenance})"
-        )
+        rate = f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
+        console.print(f"predicted       {rate}; {format_phases(plan)} ({prediction.provenance})")
     console.print(f"quality         {format_quality(plan)}")
     console.print(f"optimality      {format_optimality(plan)}")
 
