@@ -1,0 +1,266 @@
+"""Warm devices: one process per throttled device, in which plans run as stages with random weights, one after the other."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, __file__.rsplit("/", 1)[0])
+
+from cgroups import ROOT, Group, Limits, groups, version
+
+from llmpq.plan import Plan
+from llmpq.runtime.launcher import free_port
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llmpq.backends.distributed import DistributedBackend
+    from llmpq.profiling.probe import Subject
+
+PATIENCE_S = 120.0  # for an answer of a process
+QUIET = 0.12  # cores that others may keep busy during a run
+MOST_TRIES = 3
+NEIGHBOUR_STARTS_S = 8.0  # imports, and weights
+MOST_KEPT = 24  # modules with weights that a process keeps for the plans to come
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds of one run, of them until every sequence had its first token, and the share of its quota that each device used.
+
+    others: cores that everything else on the machine kept busy meanwhile
+    """
+
+    seconds: float
+    prefill_s: float
+    utilisation: dict[str, float]
+    others: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A plan and which of its stages the process is."""
+
+    plan: Plan
+    stage: int
+    port: int
+
+
+class WarmDevices:
+    """Processes by the names of the cluster's devices; `measure` runs a plan on those that it uses."""
+
+    def __init__(self, model: Path, shares: dict[str, float], made: dict[str, Group]) -> None:
+        self._shares, self._groups, self._home = shares, made, home()
+        self._ends: dict[str, Connection] = {}
+        self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
+        context = multiprocessing.get_context("spawn")
+        for name in shares:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, str(model)), daemon=True)
+            process.start()
+            self._ends[name], self._processes[name] = here, process
+
+    def measure(self, plan: Plan, rounds: int) -> list[Outcome]:
+        """The plan's batch, `rounds` times, held back by the groups; building and the first pass are not."""
+        names, port = [stage.device for stage in plan.stages], free_port()
+        for stage, name in enumerate(names):
+            self._ends[name].send(Task(plan, stage, port))
+        self._answer(names[0])  # warm
+        for name in names:
+            self._groups[name].add(self._pid(name))
+        found = [self._quiet_round(names) for _ in range(rounds)]
+        for name in names:
+            self._home.add(self._pid(name))
+        self._ends[names[0]].send("leave")
+        for name in names:
+            self._answer(name)  # gone
+        return found
+
+    def close(self) -> None:
+        for name, process in self._processes.items():
+            self._ends[name].send(None)
+            process.join(5)
+            process.kill()
+
+    def _quiet_round(self, names: Sequence[str]) -> Outcome:
+        """One that others did not disturb, or of some that they did the one that they disturbed the least."""
+        found: list[Outcome] = []
+        while len(found) < MOST_TRIES and (not found or found[-1].others > QUIET):
+            found.append(self._round(names))
+        return min(found, key=lambda outcome: outcome.others)
+
+    def _round(self, names: Sequence[str]) -> Outcome:
+        before, busy_before = {name: _cpu_s(self._pid(name)) for name in names}, _busy_s()
+        self._ends[names[0]].send("go")
+        seconds, prefill_s = self._answer(names[0])
+        used = {name: _cpu_s(self._pid(name)) - before[name] for name in names}
+        others = max(0.0, _busy_s() - busy_before - sum(used.values())) / seconds
+        return Outcome(seconds, prefill_s, {name: used[name] / (seconds * self._shares[name]) for name in names}, others)
+
+    def _answer(self, name: str) -> tuple[float, float]:
+        if not self._ends[name].poll(PATIENCE_S):
+            raise TimeoutError(f"{name} did not answer within {PATIENCE_S:.0f} s")
+        answer: tuple[float, float] = self._ends[name].recv()
+        return answer
+
+    def _pid(self, name: str) -> int:
+        pid = self._processes[name].pid
+        assert pid is not None
+        return pid
+
+
+@contextmanager
+def warm_devices(model: Path, shares: dict[str, float]) -> Iterator[WarmDevices]:
+    """Devices by their names in the cluster, each with that share of a core; no process is left."""
+    with groups({name.replace(":", ""): Limits(share) for name, share in shares.items()}) as made:
+        devices = WarmDevices(model, shares, {name: made[name.replace(":", "")] for name in shares})
+        try:
+            yield devices
+        finally:
+            devices.close()
+
+
+@contextmanager
+def busy_neighbour(model: Path) -> Iterator[None]:
+    """A second process beside this one that decodes two thirds of the time, as the other stages of a plan will."""
+    process = multiprocessing.get_context("spawn").Process(target=_decode_on, args=(str(model),), daemon=True)
+    process.start()
+    time.sleep(NEIGHBOUR_STARTS_S)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _decode_on(model: str) -> None:
+    import torch
+
+    from llmpq.frontend.models import resolve
+    from llmpq.precision import PRECISIONS
+    from llmpq.profiling.probe import Probe
+    from llmpq.profiling.profiler import subject_of
+
+    torch.set_num_threads(1)
+    probe = Probe(subject_of(resolve(model, weights=False), "cpu"), PRECISIONS["w8a8"])
+    while True:
+        start = time.perf_counter()
+        probe.pass_times(4, 1, 64)
+        time.sleep((time.perf_counter() - start) / 2)
+
+
+def home() -> Group:
+    """The control group of this process, where nothing is held back."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    unified = version() == 2
+    path = next(path for _, names, path in lines if (names == "" if unified else "cpu" in names.split(",")))
+    return Group("home", ((ROOT if unified else ROOT / "cpu") / path.lstrip("/"),))
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds that the process has computed, to a hundredth."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _busy_s() -> float:
+    """Seconds that all cores together have computed for anyone, or were taken away by the host."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _serve(parent: Connection, model: str) -> None:
+    """Runs stages of plans until None comes."""
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
+    import torch
+
+    from llmpq.backends.distributed import DistributedBackend
+    from llmpq.frontend.models import resolve
+    from llmpq.profiling.profiler import subject_of
+
+    torch.set_num_threads(1)
+    subject = subject_of(resolve(model, weights=False), "cpu")
+    modules = Modules(subject)
+    while (task := parent.recv()) is not None:
+        plan = task.plan
+        os.environ |= {"RANK": str(task.stage), "WORLD_SIZE": str(len(plan.stages)), "MASTER_PORT": str(task.port)}
+        with DistributedBackend(plan, subject.graph, _loader(modules, plan)) as backend:
+            if backend.rank:
+                backend.follow()
+            else:
+                _lead(backend, plan, parent, subject.graph.vocab_size)
+        parent.send((0.0, 0.0))
+
+
+def _loader(modules: "Modules", plan: Plan) -> "Callable[[int], nn.Module]":
+    return lambda stage: modules.stage(plan, stage)
+
+
+def _lead(backend: "DistributedBackend", plan: Plan, parent: Connection, vocabulary: int) -> None:
+    """Warm up, say so, and time the batch whenever it is asked for."""
+    from llmpq.generation import SamplingParams
+
+    batch = plan.batch
+    prompts = [[(7919 * row + 104729 * i + 1) % vocabulary for i in range(batch.prompt_len)] for row in range(batch.batch_size)]
+    backend.generate(prompts, SamplingParams(min(2, batch.gen_len)))
+    parent.send((0.0, 0.0))
+    while parent.recv() == "go":
+        first = FirstTokens()
+        start = time.perf_counter()
+        backend.generate(prompts, SamplingParams(batch.gen_len), first)
+        parent.send((time.perf_counter() - start, max(first.seconds.values()) - start))
+
+
+class FirstTokens:
+    """When the first token of every sequence came, by the clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+
+    def __call__(self, sequence: int, token: int) -> None:
+        self.seconds.setdefault(sequence, time.perf_counter())
+
+
+class Modules:
+    """Layers and ends with random weights, kept for the plans that need the same again."""
+
+    def __init__(self, subject: "Subject") -> None:
+        self._subject = subject
+        self._kept: dict[tuple[str, str], nn.Module] = {}
+
+    def stage(self, plan: Plan, stage: int) -> "nn.Module":
+        """The module of one stage, lowered as for a run."""
+        from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
+        from llmpq.precision import parse_precisions
+        from llmpq.program import Program, Request
+
+        subject, own = self._subject, plan.stages[stage]
+        request = Request(plan.cluster, plan.workload, parse_precisions(tuple(dict.fromkeys(plan.options))))
+        program = Program(subject.graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=subject.traced)
+        module: nn.Module = run_passes(program, parse_pipeline(LOWERING)).require("stages")[stage]
+        if len(self._kept) > MOST_KEPT:
+            self._kept.clear()
+        names = {subject.graph.layer_names[layer]: option for layer, option in zip(own.layers, own.options)}
+        leaves = [node.target for node in module.graph.nodes if node.op == "call_module"]  # type: ignore[union-attr]
+        for name in dict.fromkeys(leaves):
+            module.set_submodule(name, self._filled(name, names.get(name, ""), module.get_submodule(name)))
+        return module.eval().requires_grad_(False)
+
+    def _filled(self, name: str, option: str, found: "nn.Module") -> "nn.Module":
+        import torch
+
+        from llmpq.profiling.random_weights import fill
+        from llmpq.quantization.quantized_linear import prepare_linears
+
+        if (name, option) not in self._kept:
+            fill(found, getattr(torch, self._subject.compute_dtype), self._subject.device)
+            prepare_linears(found)
+            self._kept[name, option] = found
+        return self._kept[name, option]

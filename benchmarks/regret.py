@@ -1,0 +1,324 @@
+"""Decision regret: measured throughput of the chosen plan against its measured neighbours, on throttled processes.
+
+OMP_NUM_THREADS=1 python benchmarks/regret.py profile          a profile of this machine, for a random-weight Llama
+OMP_NUM_THREADS=1 python benchmarks/regret.py plans            every cell's plan, 20 neighbours and all baselines
+OMP_NUM_THREADS=1 python benchmarks/regret.py measure [--seconds 170]     as many plans as the seconds allow; call it again
+python benchmarks/regret.py summary
+
+A cell is a cluster of processes that may use shares of a core, and a batch. Every plan runs on our own runtime, a process per
+device, which only computes while its control group lets it. The chosen plan and the best neighbours are measured again in turns.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import click
+from hetero.calibration import calibrate
+from hetero.cgroups import Limits, groups
+from hetero.neighbours import neighbours
+from hetero.warm import WarmDevices, busy_neighbour, warm_devices
+from machine import machine
+from rich.console import Console
+from rich.table import Table
+
+from llmpq.compiler import plan, prepare
+from llmpq.errors import InfeasibleError
+from llmpq.hardware.cluster import Cluster
+from llmpq.plan import Plan
+from llmpq.printing import format_ranges
+from llmpq.serialize import from_json, to_json
+from llmpq.workload import Batch
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "regret.json"
+WORK = Path(".regret")
+HIDDEN, LAYERS, VOCABULARY = 1280, 12, 4096
+SHARES = {"1:1": (0.75, 0.75), "2:1": (1.0, 0.5), "4:1": (1.0, 0.25), "4:2:1": (0.8, 0.4, 0.2)}
+WORKLOADS = {"prefill-heavy": Batch(4, 96, 5), "balanced": Batch(8, 48, 9), "decode-heavy": Batch(8, 16, 17)}
+PRECISIONS = ("16,w8a8,w8a16,w4a16", "16,w8a16,w4a16")  # in turn over the cells
+BASELINES = ("hand", "even", "fastest", "uniform", "pipeedge", "adabits", "transfer")
+NEIGHBOURS = 20
+FINALISTS = 3  # that are measured again beside the chosen plan
+ROUNDS = 3
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`memory`: MiB of each device, less than the model has at 16 bits."""
+
+    cluster: str
+    workload: str
+    precisions: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.cluster} {self.workload}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.name.replace(' ', '_').replace(':', '-')}.json"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {f"CPU:{index}": share for index, share in enumerate(SHARES[self.cluster])}
+
+    def spec(self) -> Cluster:
+        memory = [60 + round(160 * share) for share in self.shares.values()]
+        devices = [
+            f"  - {{type: CPU, memory: {mib} MiB, speed: {share}, host: a}}" for mib, share in zip(memory, self.shares.values())
+        ]
+        return Cluster.from_yaml("\n".join([f"name: '{self.cluster}'", "devices:", *devices]), self.name)
+
+
+def cells() -> Iterator[Cell]:
+    for c, cluster in enumerate(SHARES):
+        for w, workload in enumerate(WORKLOADS):
+            yield Cell(cluster, workload, PRECISIONS[(c + w) % 2])
+
+
+def write_model(folder: Path) -> None:
+    """The configuration alone: weights are random wherever they are needed."""
+    from transformers import LlamaConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=HIDDEN,
+        intermediate_size=HIDDEN * 11 // 4 // 128 * 128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HIDDEN // 64,
+        num_key_value_heads=HIDDEN // 128,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=1024,
+        eos_token_id=None,
+        bos_token_id=None,
+        dtype="bfloat16",
+    ).save_pretrained(folder)
+
+
+def plans_of(cell: Cell, work: Path) -> list[Json]:
+    """The chosen plan, its neighbours and the baselines that differ from all of them."""
+    options: Json = {"precisions": cell.precisions, "indicator": "prior", "profile": work / "profile.json"}
+    asked = (str(work / "model"), cell.spec(), WORKLOADS[cell.workload])
+    chosen = plan(*asked, **options).require("plan")
+    program = prepare(*asked, **options)
+    found: list[tuple[str, Plan]] = [("chosen", chosen)]
+    found += [(neighbour.kind, neighbour.plan) for neighbour in neighbours(program, chosen, NEIGHBOURS)]
+    for name in BASELINES:
+        try:
+            found.append((f"assign-{name}", plan(*asked, **options, assign=f"assign-{name}").require("plan")))
+        except InfeasibleError as error:
+            print(f"{cell.name}: assign-{name}: {error.reasons[0]}")
+    return [{"kind": kind, "plan": to_json(made)} for kind, made in found]
+
+
+def read(path: Path) -> Json:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def write(path: Path, value: Json) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def key_of(made: Plan) -> str:
+    """What runs: two plans with the same key are the same run."""
+    stages = " | ".join(f"{stage.device} {format_ranges(stage.options, stage.first_layer)}" for stage in made.stages)
+    return f"{made.pipeline.prefill_micro_batch}/{made.pipeline.decode_micro_batch}: {stages}"
+
+
+def measure_cell(devices: WarmDevices, entries: list[Json], runs: dict[str, list[Json]], deadline: float, keep: Any) -> bool:
+    """Every plan of the cell once, then the chosen one and the best neighbours ROUNDS times more in turns; whether all is."""
+    made = {key_of(found): found for found in (from_json(Plan, entry["plan"]) for entry in entries)}
+    for key in made:
+        if key not in runs:
+            if time.monotonic() > deadline:
+                return False
+            runs[key] = [asdict(outcome) for outcome in devices.measure(made[key], 1)]
+            keep()
+    chosen = key_of(from_json(Plan, entries[0]["plan"]))
+    rivals = sorted((key for key in made if key != chosen), key=lambda key: runs[key][0]["seconds"])[:FINALISTS]
+    while min(len(runs[key]) for key in (chosen, *rivals)) <= ROUNDS:
+        for key in (chosen, *rivals):
+            if time.monotonic() > deadline:
+                return False
+            if len(runs[key]) <= ROUNDS:
+                runs[key] += [asdict(outcome) for outcome in devices.measure(made[key], 1)]
+                keep()
+    return True
+
+
+@click.group()
+@click.option("--work", type=click.Path(path_type=Path), default=WORK, help="Folder of the profile and of the plans.")
+@click.pass_context
+def main(context: click.Context, work: Path) -> None:
+    """Profile, plan, measure, sum up."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    work.mkdir(parents=True, exist_ok=True)
+    context.obj = work
+
+
+@main.command()
+@click.option("--seconds", default=150.0, show_default=True)
+@click.pass_obj
+def profile(work: Path, seconds: float) -> None:
+    """Measure this machine, alone."""
+    import torch
+
+    from llmpq.frontend.models import resolve
+    from llmpq.precision import parse_precisions
+    from llmpq.profiling.profile_file import read_profile, write_profile
+    from llmpq.profiling.profiler import profile_model, subject_of
+    from llmpq.profiling.sizes import Extent
+
+    torch.set_num_threads(1)
+    write_model(work / "model")
+    extent = Extent((1, 2, 4, 8), (16, 64, 128), (16, 64, 128), 512, seconds)
+    file = work / "profile.json"
+    begun = read_profile(file) if file.exists() else None
+    subject = subject_of(resolve(str(work / "model"), weights=False), "cpu")
+    with busy_neighbour(work / "model"):
+        precisions = parse_precisions(PRECISIONS[0])
+        found = profile_model(subject, precisions, extent, lambda taken: write_profile(file, taken), begun)
+    print(f"{len(found.points)} points, band {found.band[0]:.0%} to {found.band[1]:.0%}, link {found.link}")
+
+
+@main.command()
+@click.option("--only", default="", help="Part of a cell's name.")
+@click.pass_obj
+def plans(work: Path, only: str) -> None:
+    """Plan every cell by the profile."""
+    for cell in cells():
+        file = work / cell.file
+        if only in cell.name and not file.exists():
+            entries = plans_of(cell, work)
+            write(file, {"cell": asdict(cell), "entries": entries})
+            print(cell.name, len(entries), "plans:", key_of(from_json(Plan, entries[0]["plan"])), flush=True)
+
+
+@main.command()
+@click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
+@click.pass_obj
+def shares(work: Path, path: Path) -> None:
+    """Check what the groups hold their processes to."""
+    result = read(path)
+    for cluster, wanted in SHARES.items():
+        limits = {f"device{index}": Limits(share) for index, share in enumerate(wanted)}
+        with groups(limits) as made:
+            found = calibrate(limits, made)
+        print(cluster, *found, sep="\n  ", flush=True)
+        result.setdefault("calibration", {})[cluster] = [asdict(each) | {"is_good": each.is_good} for each in found]
+    write(path, result)
+
+
+@main.command()
+@click.option("--seconds", default=170.0, show_default=True)
+@click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
+@click.pass_obj
+def measure(work: Path, seconds: float, path: Path) -> None:
+    """Measure, alone, as many plans as the seconds allow."""
+    deadline, result = time.monotonic() + seconds, read(path)
+    result["machine"] = machine()
+    runs = result.setdefault("runs", {})
+    for cluster in SHARES:
+        todo = [cell for cell in cells() if cell.cluster == cluster]
+        done = result.setdefault("done", [])
+        if all(cell.name in done for cell in todo) or time.monotonic() > deadline:
+            continue
+        with warm_devices(work / "model", todo[0].shares) as devices:
+            for cell in todo:
+                entries = read(work / cell.file)["entries"]
+                own = runs.setdefault(cell.name, {})
+                if cell.name not in done and measure_cell(devices, entries, own, deadline, lambda: write(path, result)):
+                    done.append(cell.name)
+                    write(path, result)
+                    print(cell.name, "done", flush=True)
+
+
+@main.command()
+@click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
+@click.pass_obj
+def summary(work: Path, path: Path) -> None:
+    """What was measured so far, cell by cell."""
+    result = read(path)
+    rows = [
+        sum_up(cell, read(work / cell.file)["entries"], result["runs"][cell.name])
+        for cell in cells()
+        if cell.name in result["done"]
+    ]
+    result["cells"] = rows
+    result["summary"] = {
+        "cells": len(rows),
+        "regret": _spread([row["regret"] for row in rows]),
+        "regret_by_one_run": _spread([row["regret_by_one_run"] for row in rows]),
+        "error": _spread([abs(plan["measured_s"] / plan["predicted_s"] - 1) for row in rows for plan in row["plans"]]),
+        "noise": _spread([row["noise"] for row in rows]),
+    }
+    write(path, result)
+    table = Table("cell", "chosen plan", "tokens/s", "regret", "by one run", "noise", "error", "best baseline", "busy")
+    for row in rows:
+        best = min(row["baselines"], key=lambda name: row["baselines"][name])
+        table.add_row(
+            row["cell"],
+            row["chosen"],
+            f"{row['tokens_per_s']:.1f}",
+            *(f"{row[name]:.1%}" for name in ("regret", "regret_by_one_run", "noise", "error")),
+            f"{best}: {row['baselines'][best]:.2f} times as fast",
+            " ".join(f"{share:.0%}" for share in row["busy"].values()),
+        )
+    Console(width=200).print(table)
+    Console().print(result["summary"])
+
+
+def sum_up(cell: Cell, entries: list[Json], runs: dict[str, list[Json]]) -> Json:
+    """A cell: the chosen plan against its neighbours and the baselines.
+
+    regret: by medians of the runs in turns, against the best of the neighbours that were run again, which were chosen by a run
+    that does not count; regret_by_one_run: by the first run of each, where the best of twenty is best by luck too; baselines:
+    tokens per second of the chosen plan over theirs, by the first run; error: median of |measured / predicted - 1|; noise:
+    median distance of a run in turns from the median of its plan; busy: share of its quota that each device used.
+    """
+    plans = [(entry["kind"], from_json(Plan, entry["plan"])) for entry in entries]
+    workload, (_, chosen) = WORKLOADS[cell.workload], plans[0]
+    again = {key: median(run["seconds"] for run in found[1:]) for key, found in runs.items() if len(found) > 1}
+    once = {key: found[0]["seconds"] for key, found in runs.items()}
+    own, others = key_of(chosen), {key_of(plan) for kind, plan in plans if not kind.startswith("assign-")} - {key_of(chosen)}
+    deviations = [abs(run["seconds"] / again[key] - 1) for key in again for run in runs[key][1:]]
+    measured = [
+        {
+            "kind": kind,
+            "plan": key_of(plan),
+            "predicted_s": plan.prediction.latency_s,
+            "measured_s": again.get(key_of(plan), once[key_of(plan)]),
+        }
+        for kind, plan in plans
+    ]
+    return {
+        "cell": cell.name,
+        "precisions": cell.precisions,
+        "chosen": own,
+        "tokens_per_s": workload.batch_size * workload.gen_len / again[own],
+        "regret": max(0.0, 1 - min(again[key] for key in others & again.keys()) / again[own]),
+        "regret_by_one_run": max(0.0, 1 - min(once[key] for key in others) / once[own]),
+        "noise": median(deviations),
+        "error": median(abs(plan["measured_s"] / plan["predicted_s"] - 1) for plan in measured),
+        "baselines": {kind: once[key_of(plan)] / once[own] for kind, plan in plans if kind.startswith("assign-")},
+        "busy": {name: median(run["utilisation"][name] for run in runs[own]) for name in runs[own][0]["utilisation"]},
+        "plans": measured,
+    }
+
+
+def _spread(values: list[float]) -> Json:
+    return {"median": median(values), "mean": fmean(values), "largest": max(values)}
+
+
+if __name__ == "__main__":
+    main()
