@@ -36,7 +36,7 @@ def results(backend: PipelineBackend) -> dict[str, object]:
 
 
 def dying(stage: ToyStage, how: str, calls: int) -> ToyStage:
-    """The stage, which at that call is killed, raises or hangs."""
+    """The stage, which at that call is killed, raises or stops."""
     count = 0
 
     def hook(module: torch.nn.Module, inputs: object) -> None:
@@ -46,14 +46,14 @@ def dying(stage: ToyStage, how: str, calls: int) -> ToyStage:
             os.kill(os.getpid(), signal.SIGKILL)
         if count == calls and how == "raises":
             raise RuntimeError("out of memory, says the stage")
-        if count == calls and how == "hangs":
-            signal.pause()
+        if count == calls and how == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     stage.register_forward_pre_hook(hook)
     return stage
 
 
-def main(fate: str = "lives", lost_after_s: str = "2") -> None:
+def main(fate: str = "lives", lost_after_s: str = "5") -> None:
     torch.set_num_threads(1)
 
     def load_stage(index: int) -> ToyStage:

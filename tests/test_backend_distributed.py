@@ -57,6 +57,15 @@ def test_a_stage_that_dies_is_named_and_nothing_is_left(
     assert stage_processes() == []
 
 
+def test_a_stage_that_stops_is_named_by_the_others(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("llmpq.runtime.launcher._GRACE_S", 1.0)
+    assert launched(monkeypatch, "stops", "0.5") == 1
+    said = capfd.readouterr().err
+    assert "error: stage 0 (CPU:0 on host0) lost stage 1 (CPU:1 on host0): no sign of life for 0.6 s" in said
+    assert "error: stage 1 does not answer; all stages were stopped" in said
+    assert stage_processes() == []
+
+
 def test_another_number_of_processes_than_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

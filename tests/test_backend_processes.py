@@ -99,6 +99,18 @@ def test_a_stage_that_fails_is_named_with_what_it_said() -> None:
         backend.start()
 
 
+def test_a_stage_that_lives_and_computes_for_ever_is_named() -> None:
+    def load_stage(index: int) -> ToyStage:
+        stage = toy_stages(CUTS)[index]
+        if index == 1:
+            stage.register_forward_pre_hook(lambda *_: signal.pause())
+        return stage
+
+    backend = ProcessesBackend(toy_plan(CUTS), toy_graph(), load_stage, patience=Patience(20, 5, 0.5))
+    with pytest.raises(StageLostError, match=r"lost stage 1 \(CPU:1 on host0\): no answer for 0.5 s, though it lives"):
+        backend.generate(PROMPTS, SamplingParams(2))
+
+
 def test_a_stage_that_is_lost_between_two_jobs_is_named_and_the_next_job_starts_anew(expected: list[Generation]) -> None:
     with processes() as backend:
         backend.start()

@@ -19,6 +19,7 @@ from llmpq.runtime.heartbeat import PATIENCE, Heartbeat, Lost, Patience, first_l
 from llmpq.runtime.transport import Message, Transport, in_process_ring
 
 _POLL_S = 0.1  # how long a wait goes on without looking whether somebody was lost, or noticing Ctrl-C
+_SHORTEST_PAUSE_S = 0.0005  # between two looks into the store
 _SETTLE_S = 2.0  # for threads to end once the connections are shut
 _NEVER = timedelta(days=30)  # torch.distributed gives nobody up: we do
 T = TypeVar("T")
@@ -143,11 +144,14 @@ class ProcessGroup:
         """Say that nothing more is wanted of rank 0; rank 0, which may keep the store, returns when all have said so."""
         self._stop_heartbeat()
         rank, others = self.place.rank, range(1, self.place.world_size)
-        with suppress(RuntimeError):  # one that went without a word is not missed any more
-            if rank:
+        if rank:
+            with suppress(RuntimeError):  # rank 0 waits for nobody any more
                 self._store.set(f"llmpq/left/{rank}", "")
-            elif others:
-                self._store.wait([f"llmpq/left/{other}" for other in others], timedelta(seconds=self._patience.lost_after_s))
+            return
+        deadline = time.monotonic() + self._patience.lost_after_s
+        for other in others:
+            while not self._is_set(f"llmpq/left/{other}") and time.monotonic() < deadline:
+                pass  # one that went without a word is not missed any more
 
     def give_up(self, reason: str) -> None:
         """Tell the others that this stage fails."""
@@ -222,7 +226,7 @@ class ProcessGroup:
                 self._raise_if_lost()
                 if time.monotonic() - start > limit_s:
                     suspect = next(iter(heartbeat.busy()), peer)
-                    raise self._error(heartbeat.blame(Lost(suspect, f"no answer for {limit_s:.0f} s, though it lives")))
+                    raise self._error(heartbeat.blame(Lost(suspect, f"no answer for {limit_s:g} s, though it lives")))
             return found
         except Broken as error:
             raise self._error(heartbeat.blame(Lost(peer, f"the connection broke: {error}"))) from error
@@ -230,10 +234,14 @@ class ProcessGroup:
             heartbeat.waits = False
 
     def _is_set(self, key: str) -> bool:
+        """Whether somebody has set the key, after looking for _POLL_S. (Waiting in the store would log every time-out.)"""
+        deadline, pause_s = time.monotonic() + _POLL_S, _SHORTEST_PAUSE_S
         try:
-            self._store.wait([key], timedelta(seconds=_POLL_S))
-        except dist.DistStoreError:
-            return False  # the poll timed out
+            while not self._store.check([key]):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _POLL_S / 10)
         except RuntimeError as error:
             raise self._error(Lost(self._keeper, f"its store is gone: {first_line(error)}")) from error
         return True
