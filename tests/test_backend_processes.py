@@ -106,8 +106,8 @@ def test_a_stage_that_lives_and_computes_for_ever_is_named() -> None:
             stage.register_forward_pre_hook(lambda *_: signal.pause())
         return stage
 
-    backend = ProcessesBackend(toy_plan(CUTS), toy_graph(), load_stage, patience=Patience(20, 5, 0.5))
-    with pytest.raises(StageLostError, match=r"lost stage 1 \(CPU:1 on host0\): no answer for 0.5 s, though it lives"):
+    backend = ProcessesBackend(toy_plan(CUTS), toy_graph(), load_stage, patience=Patience(20, 2, 1.5))
+    with pytest.raises(StageLostError, match=r"lost stage 1 \(CPU:1 on host0\): no answer for 1.5 s, though it lives"):
         backend.generate(PROMPTS, SamplingParams(2))
 
 
