@@ -76,12 +76,8 @@ def _bits(option: LayerOption, layer: Sizes) -> int:
 
 def layer_sizes(graph: LayerGraph) -> list[Sizes]:
     """Quantizable weights of every layer."""
-
-    def of(layer: int, part: str) -> int:
-        linears = graph.kind_of(layer).linears
-        return sum(each.in_features * each.out_features for each in linears if each.is_quantizable and each.part == part)
-
-    return [(of(layer, "attention"), of(layer, "mlp")) for layer in range(graph.num_layers)]
+    kinds = [graph.kind_of(layer) for layer in range(graph.num_layers)]
+    return [(kind.part_size("attention"), kind.part_size("mlp")) for kind in kinds]
 
 
 def layer_bytes(graph: LayerGraph, options: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from math import prod
 
 from llmpq.layer_option import LayerOption
 from llmpq.op_graph import NO_OPS, OpGraph
-from llmpq.precision import Part, Precision
+from llmpq.precision import PARTS, Part, Precision
 
 FLOAT_BYTES = 2  # bf16 or fp16, the plan's compute dtype
 
@@ -92,6 +92,11 @@ class LayerKind:
     def is_quantizable(self) -> bool:
         return any(linear.is_quantizable for linear in self.linears)
 
+    def part_size(self, part: Part) -> int:
+        """Weights of the part that a precision changes."""
+        linears = (linear for linear in self.linears if linear.is_quantizable and linear.part == part)
+        return sum(linear.in_features * linear.out_features for linear in linears)
+
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys, values and index keys of one token of one sequence."""
@@ -162,10 +167,11 @@ class LayerGraph:
     @property
     def attention_share(self) -> float:
         """Share of the attention in the weights that a precision changes; 0.5 where there are none."""
-        linears = [linear for layer in range(self.num_layers) for linear in self.kind_of(layer).linears if linear.is_quantizable]
-        sizes = [(linear.part, linear.in_features * linear.out_features) for linear in linears]
-        total = sum(size for _, size in sizes)
-        return sum(size for part, size in sizes if part == "attention") / total if total else 0.5
+        sizes = {
+            part: sum(self.layer_kind.count(i) * kind.part_size(part) for i, kind in enumerate(self.kinds)) for part in PARTS
+        }
+        total = sum(sizes.values())
+        return sizes["attention"] / total if total else 0.5
 
     @property
     def first_bytes(self) -> int:

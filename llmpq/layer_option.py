@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import permutations
 
+from llmpq.errors import InputError
 from llmpq.precision import Part, Precision, parse_precision, parse_precisions
 
 GRANULARITIES = ("layer", "part")
@@ -49,6 +50,8 @@ def parse_options(names: str | tuple[str, ...], granularity: str = "layer") -> t
 
     granularity part: then also every mixture of two of the precisions named. Raises InputError.
     """
+    if granularity not in GRANULARITIES:
+        raise InputError(f"granularity {granularity!r} is unknown; known are {', '.join(GRANULARITIES)}")
     given = tuple(names.split(",")) if isinstance(names, str) else names
     parse_precisions(tuple(part for name in given for part in name.split(SEPARATOR)))
     chosen = tuple(dict.fromkeys(parse_option(name) for name in given))

@@ -7,7 +7,6 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
-from llmpq.layer_option import GRANULARITIES
 from llmpq.program import Target
 
 if TYPE_CHECKING:
@@ -84,8 +83,6 @@ class Options:
     replicas: int = 1
 
     def __post_init__(self) -> None:
-        if self.granularity not in GRANULARITIES:
-            raise InputError(f"granularity {self.granularity!r} is unknown; known are {', '.join(GRANULARITIES)}")
         if self.quantizer not in QUANTIZERS:
             raise InputError(f"quantizer {self.quantizer!r} is unknown; known are {', '.join(QUANTIZERS)}")
         if self.pipeline is not None and (self.assign, self.indicator) != ("assign-joint", "auto"):

@@ -9,6 +9,7 @@ import torch
 
 from llmpq.frontend.models import calibration_text, data_path, load_tokenizer, resolve, token_ids, trace_source
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_option, parse_options
 from llmpq.precision import PRECISIONS, parse_precisions
 from llmpq.program import Calibration
 from llmpq.quantization import scoring
@@ -162,3 +163,24 @@ def test_probes_are_different_layers_spread_over_the_depth(layers: int) -> None:
     probes = probed_layers(llama_graph(num_layers=layers))
     assert probes == sorted(set(probes)) and len(probes) == min(PROBES, layers)
     assert all(0 <= probe < layers for probe in probes)
+
+
+@pytest.mark.parametrize("indicator", ["fisher", "measured"])
+def test_parts_sum_to_the_joint_divergence_and_agree_with_their_layer(measured: Measurements, indicator: str) -> None:
+    table = table_of(indicator, measured, parse_options("16,w8a16,w4a16", "part"))
+    joint = measured.together([PRECISIONS["w4a16"]] * measured.graph.num_layers).divergence.mean
+    assert sum(column(table, "w4a16")) == pytest.approx(joint, rel=1e-6)
+    attention, mlp = column(table, "w4a16/16"), column(table, "16/w4a16")
+    assert [a + b for a, b in zip(attention, mlp)] == pytest.approx(column(table, "w4a16"))
+    assert all(value > 0 for value in (*attention, *mlp))
+    whole = table_of(indicator, measured, parse_options("16,w8a16,w4a16"))
+    for layer, value in enumerate(column(whole, "w4a16")):
+        assert 0.6 < column(table, "w4a16")[layer] / value < 1.6
+    assert table.errors is not None and all(error > 0 for row in table.errors for error in row[1:])
+
+
+def test_a_part_alone_is_what_it_is_without_the_shared_prefix(measured: Measurements) -> None:
+    option = parse_option("w4a16/16")
+    mixture = [option if layer == 5 else PRECISIONS["16"] for layer in range(measured.graph.num_layers)]
+    (shared,) = measured.alone([(5, option)])
+    assert shared.divergence.mean == pytest.approx(measured.together(mixture).divergence.mean, rel=1e-3)

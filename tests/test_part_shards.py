@@ -29,7 +29,7 @@ from tests.values import two_cpus
 NATS = {"16": 0.0, "w8a16": 0.0001, "w4a16": 0.003}
 OPTIONS = ("w4a16/w8a16", "w8a8/16", "16/w4a16", "w8a8/w4a16")
 TOKENS = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(3))
-RULES = ("count('w4a16/w8a8') >= 3", "count('w8a16/w4a16') >= 3", "first_layer.device != last_layer.device")
+RULES = ("count(w4a16/w8a8) >= 3", "count(w8a16/w4a16) >= 3", "first_layer.device != last_layer.device")
 
 
 @pytest.fixture(scope="module")

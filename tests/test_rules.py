@@ -139,7 +139,9 @@ PART_MEANINGS = {
     "layers[0].precision == 'w4a16/w8a16'": {"w4a16/w8a16"},
     "layers[0].precision != w8a16": {"w4a16"},
     "layers[0].precision != 'w4a16/w8a16'": {"w4a16", "w8a16", "w8a16/16"},
-    "layers[0].precision == 'w8a8/w4a16'": set(),
+    "layers[0].precision == w8a8/w4a16": set(),
+    "layers[0].precision == 16/w4a16": set(),
+    "layers[0].precision in {w4a16/w8a16, w8a16/16}": {"w4a16/w8a16", "w8a16/16"},
 }
 
 

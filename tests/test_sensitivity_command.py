@@ -61,3 +61,18 @@ def test_indicators_are_compared(cli: CommandLine, text: Path) -> None:
 def test_what_cannot_be_measured_is_refused_in_one_line(cli: CommandLine, arguments: tuple[str, ...], said: str) -> None:
     outcome = cli("sensitivity", *arguments)
     assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_parts_are_scored_by_themselves(cli: CommandLine, text: Path, tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    head = ("sensitivity", "demo", "--text", text, "--precisions", "16,w8a16,w4a16")
+    assert cli(*head, "--granularity", "part", "--indicator", "variance", "-o", file).code == 0
+    table = loads(SensitivityTable, file.read_text())
+    assert len(table.options) == 9 and "w4a16/w8a16" in table.options
+    for row in table.rows:
+        cells = dict(zip(table.options, row))
+        assert cells["w4a16/w8a16"] + cells["w8a16/w4a16"] == pytest.approx(cells["w4a16"] + cells["w8a16"])
+    whole = loads(SensitivityTable, cli(*head, "--indicator", "variance", "--json").out)
+    assert sum(row[2] for row in table.rows) == pytest.approx(sum(row[2] for row in whole.rows))
+    refused = cli(*head, "--granularity", "head")
+    assert refused.code == 2 and "known are layer, part" in refused.err

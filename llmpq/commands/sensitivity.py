@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 @click.argument("model", shell_complete=completions.models)
 @click.option("--indicator", default="fisher", show_default=True, help="fisher, variance, hessian, measured, random or prior.")
 @click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers may be kept at.")
+@click.option("--granularity", default="layer", show_default=True, help="layer, or part: attention and mlp by themselves.")
 @click.option("--text", "--calibration", "text", help="A text, .jsonl file or dataset:NAME; a bundled text by default.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="Write the table, for --sensitivity.")
 @click.option("--compare", is_flag=True, help="All indicators beside each other: rank correlation, additivity, seconds.")
 @output_options
 def command(
-    model: str, indicator: str, precisions: str, text: str | None, out: Path | None, compare: bool, as_json: bool
+    model: str,
+    indicator: str,
+    precisions: str,
+    granularity: str,
+    text: str | None,
+    out: Path | None,
+    compare: bool,
+    as_json: bool,
 ) -> None:
     """The expected increase of the loss of MODEL, nats per token, for each layer and precision.
 
@@ -32,6 +40,7 @@ def command(
     """
     from llmpq.frontend.cached_graphs import layer_graph_of
     from llmpq.frontend.models import resolve
+    from llmpq.layer_option import parse_options
     from llmpq.passes.estimate_sensitivity import INDICATORS
     from llmpq.precision import parse_precisions
     from llmpq.printing import format_sensitivity
@@ -42,9 +51,9 @@ def command(
     known = tuple(name for name in INDICATORS if name != "auto")
     if indicator not in known:
         raise InputError(f"indicator {indicator!r} is unknown; known are {', '.join(known)}{did_you_mean(indicator, known)}")
-    chosen = parse_precisions(precisions)
+    chosen = parse_options(precisions, granularity)
     if compare:
-        _compare(_measurements(model, text), chosen, as_json)
+        _compare(_measurements(model, text), parse_precisions(precisions), as_json)
         return
     if indicator == "prior":
         table = prior(layer_graph_of(resolve(model, weights=False)), chosen)

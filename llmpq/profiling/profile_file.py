@@ -40,7 +40,8 @@ def profile_notices(profile: Profile, graph: LayerGraph, request: Request) -> tu
     """What a profile does not say of a request, one sentence each."""
     told = []
     measured = {point.precision for point in profile.points}
-    lacking = [precision.name for precision in request.precisions if precision.name not in measured]
+    used = dict.fromkeys(part.name for option in request.precisions for part in option.parts)
+    lacking = [name for name in used if name not in measured]
     if lacking:
         told.append(f"the profile has no times of {', '.join(lacking)}: theirs are from tables or roofline")
     unknown = [kind.name for kind in graph.kinds if kind_digest(kind) not in profile.kinds]

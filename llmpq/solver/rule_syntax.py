@@ -12,7 +12,7 @@ LAYER_ATTRIBUTES: tuple[Attribute, ...] = ("bits", "precision", "device")
 DEVICE_ATTRIBUTES: tuple[Attribute, ...] = ("bits", "precision", "layers")
 SUBJECTS = "layers[0:2].bits, layers[3].device, first_layer, last_layer, device('T4:0').precision, average_bits or count(w4a16)"
 TOKEN = re.compile(
-    r"\s*(?:(?P<string>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|==|!=|<|>)|(?P<mark>[\[\](){}.,:])|(?P<number>-?\d+(?:\.\d+)?(?![\w]))"
+    r"\s*(?:(?P<string>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|==|!=|<|>)|(?P<mark>[\[\](){}.,:])|(?P<number>-?\d+(?:\.\d+)?(?![\w/]))"
     r"|(?P<word>\w[\w+/-]*))"
 )
 
