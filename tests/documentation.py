@@ -16,6 +16,7 @@ INLINE = re.compile(r"(?<!`)`(llmpq [^`\n]+)`")
 NOT_RUN = re.compile(r"_Not run by the tests: (?P<reason>[^_\n]+)\._\n\n\Z")
 VARIES = re.compile(r"<!-- what is printed varies: (?P<reason>[^\n]+) -->\n\Z")
 CLOCKED = re.compile(r"<!-- figures vary: (?P<reason>[^\n]+) -->\n\Z")
+ELISION = "\n...\n"
 PLACEHOLDER = re.compile(r"(^|[\s|=])[A-Z]+(_[A-Z]+)*(\.json)?(\|[A-Z.a-z]+)*(?=[\s|]|$)|[…]|\.\.\.")
 # What a command may begin with that is not llmpq: why the tests do not run it, or None where they check the file it names.
 OTHERS = {
@@ -56,8 +57,13 @@ class Block:
     clocked: str | None
 
     def shows(self, printed: str) -> bool:
-        """Whether the block says what was printed, but for figures that vary."""
-        return self.body == printed or (self.clocked is not None and masked(self.body) == masked(printed))
+        """Whether the block says what was printed, but for figures that vary and for lines left out, where `...` stands."""
+        body, found = (self.body, printed) if self.clocked is None else (masked(self.body), masked(printed))
+        if ELISION not in self.body:
+            return body == found
+        parts = [part if self.clocked is None else masked(part) for part in self.body.split(ELISION)]
+        places = [found.find(part) for part in parts]
+        return -1 not in places and places == sorted(places) and found.startswith(parts[0]) and found.endswith(parts[-1])
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -88,7 +94,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 def masked(text: str) -> str:
     """Words alone: figures, cells of figures and the widths of columns left out."""
-    return " ".join(re.sub(r"(?<=│)\s*-\s*(?=│)|[-+]?\d[\d.,:%*]*|[─━┏┳┓┡╇┩├┼┤└┴┘]+", "#", text).split())
+    return " ".join(re.sub(r"(?<=│)\s*-\s*(?=│)|[-+]?\d[\d.,:%*]*|[─━┏┳┓┡╇┩├┼┤└┴┘]+", " # ", text).split())
 
 
 def words_of(line: str) -> list[str]:
