@@ -41,14 +41,14 @@ def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any
     from llmpq.compiler import plan
 
     planning = Planning.of(values)
-    workload, requests = planning.workload, ()
-    if isinstance(workload, Serving):
-        requests = _requests(workload, values["trace"], count, seed)
+    workload = planning.workload
+    requests = _requests(workload, values["trace"], count, seed) if isinstance(workload, Serving) else ()
     with progress(planning.title) as report:
         program = plan(model, planning.cluster, workload, observe=planning.observer, **planning.options)
         report("simulating", 0, 1)
         made = program.require("plan")
         simulator = load_predictor("simulator")(made, program.graph, program.request.profile)
+        run: Run | BatchRun
         run = simulator.serve(requests, 5000 if gantt else 0) if isinstance(workload, Serving) else simulator.run()
     if not values["as_json"]:
         for text in program.notices:

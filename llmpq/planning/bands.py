@@ -58,7 +58,7 @@ def combined(problem: Problem, terms: tuple[Term, ...]) -> tuple[Range, Range, R
         )
         return Range(max(0.0, value(middle) - below), value(middle) + above)
 
-    return band(lambda found: found[0]), band(lambda found: found[1]), band(sum)
+    return band(lambda found: found[0]), band(lambda found: found[1]), band(lambda found: found[0] + found[1])
 
 
 def pipeline_seconds(problem: Problem, terms: tuple[Term, ...], factor: Factors) -> Seconds:

@@ -1,0 +1,48 @@
+"""Live tensors: the most bytes that tensors held at once while something ran, operation by operation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts storages that operations return while it is entered, each once, from its first tensor to its last.
+
+    `peak_bytes`: the most at once, with those of `held` tensors that were there before. What kernels allocate inside
+    themselves is no tensor and is not seen.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._held: list[Any] = []
+        for tensor in held:
+            self._note(tensor)
+        self.held_bytes = self.peak_bytes = self._now()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
+        self.peak_bytes = max(self.peak_bytes, self._now())
+        return found
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device.type != "meta" and storage.nbytes():
+            self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+
+    def _now(self) -> int:
+        self._alive = {key: found for key, found in self._alive.items() if not found[0].expired()}
+        return sum(nbytes for _, nbytes in self._alive.values())
