@@ -21,6 +21,7 @@ from llmpq.runtime.start_up import StartUp, started
 from llmpq.runtime.torch_devices import torch_devices
 from llmpq.serialize import dumps, loads
 
+_START_UP = "start-up"  # under which every stage shares what its loading took
 _NO_MORE = ""  # published instead of a job: the other ranks may leave
 
 
@@ -66,7 +67,7 @@ class DistributedBackend(PipelineBackend):
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        self._group.share("start-up", dumps(start_up))
+        self._group.share(_START_UP, dumps(start_up))
         self._engine = Engine(spec, {place.rank: stage}, (self._group.ring(),))
 
     def follow(self) -> None:
@@ -77,7 +78,7 @@ class DistributedBackend(PipelineBackend):
     @property
     def start_up(self) -> tuple[StartUp, ...]:
         """What loading took each stage; waits for those that still load."""
-        return tuple(loads(StartUp, text, "start-up") for text in self._group.shared("start-up"))
+        return tuple(loads(StartUp, text, _START_UP) for text in self._group.shared(_START_UP))
 
     def __enter__(self) -> Self:
         return self
@@ -95,5 +96,6 @@ class DistributedBackend(PipelineBackend):
     def run(self, progress: Progress) -> Iterator[NewToken]:
         if self.rank:
             raise BackendError(f"rank {self.rank} was asked to generate; only rank 0 does, the others follow()")
+        self._group.shared(_START_UP)  # what a stage takes to load is not what a step takes
         self._group.publish(encode(progress.job))
         return self._engine.run(progress)

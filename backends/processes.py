@@ -99,8 +99,6 @@ class ProcessesBackend(PipelineBackend):
                 yield sequence, token, log_prob
             elif "scores" in event:
                 progress.scores |= {int(sequence): tuple(values) for sequence, values in event["scores"].items()}
-            elif "error" in event:
-                raise LlmpqError(event["error"])
 
     def _next_event(self) -> Event:
         assert self._stages is not None

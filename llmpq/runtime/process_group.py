@@ -134,10 +134,10 @@ class ProcessGroup:
         self._store.set(f"llmpq/{name}/{self.place.rank}", value)
 
     def shared(self, name: str) -> list[str]:
-        """What every rank has shared under that name, in order; waits for it."""
+        """What every rank has shared under that name, in order; waits for it, without a limit while all live."""
         keys = [f"llmpq/{name}/{rank}" for rank in range(self.place.world_size)]
-        for rank, key in enumerate(keys):
-            self._wait(lambda key=key: self._is_set(key) or None, rank)  # type: ignore[misc]
+        while not all(map(self._is_set, keys)):
+            self._raise_if_lost()
         return [self._store.get(key).decode() for key in keys]
 
     def part(self) -> None:
