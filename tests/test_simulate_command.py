@@ -65,7 +65,7 @@ def test_a_trace_is_served_request_by_request(tmp_path: Path) -> None:
     assert "whole answer" in result.stdout
 
 
-def test_a_batch_is_not_served() -> None:
+def test_a_batch_on_another_engine_than_ours_is_not_replayed() -> None:
     result = simulate("--batch-size", "4")
     assert isinstance(result.exception, InputError)
     assert "give --rate, or a --trace of requests" in str(result.exception)

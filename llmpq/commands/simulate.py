@@ -12,6 +12,7 @@ from llmpq.commands import completions
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import notice, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
+from llmpq.errors import InputError
 from llmpq.plan import Load, Plan, Prediction
 from llmpq.simulation.percentiles import Percentiles, Service, service
 from llmpq.simulation.requests import Request, poisson, read_trace
@@ -42,6 +43,8 @@ def command(model: str, count: int, seed: int, gantt: Path | None, **values: Any
 
     planning = Planning.of(values)
     workload = planning.workload
+    if isinstance(workload, Batch) and values["engine"] != "local":
+        raise InputError(f"of {values['engine']} serving is simulated; give --rate, or a --trace of requests")
     requests = _requests(workload, values["trace"], count, seed) if isinstance(workload, Serving) else ()
     with progress(planning.title) as report:
         program = plan(model, planning.cluster, workload, observe=planning.observer, **planning.options)
