@@ -34,6 +34,7 @@ KINDS = ("kill", "hang", "slow")
 STAGES, SLOTS, NEW_TOKENS = 3, 4, 12
 LOST_AFTER_S = 1.0
 SLOW_S, SLOW_PERIOD_S = 0.6, 0.1  # a slow stage is stopped every other period for so long
+SHARED = ("torch_", "psm_", "sem.mp-", "pym-")  # what torch and Python call shared memory
 Start = Callable[[bool, Callable[[str], None]], ProcessesBackend]  # whether it shall recover, and who is told
 Kind = Literal["kill", "hang", "slow"]
 
@@ -65,7 +66,7 @@ def draw(seed: int) -> Case:
     generator = random.Random(seed)
     kind: Kind = ("kill", "hang", "slow")[seed % 3]
     prompts = generator.randrange(6, 13)
-    after, recover = generator.randrange(prompts * NEW_TOKENS - 1), kind != "slow" and seed // 3 % 2 == 1
+    after, recover = generator.randrange(prompts * NEW_TOKENS // 2), kind != "slow" and seed // 3 % 2 == 1
     return Case(seed, kind, generator.randrange(STAGES), after, prompts, recover)
 
 
@@ -93,7 +94,7 @@ def run(case: Case, start: Start, prompts: Sequence[Sequence[int]], expected: Se
         except PeerError as error:
             moments.append(time.perf_counter())
             lost, found, ended = error, error.generated, error.ended
-    problems = [*_unexpected(case, lost, names), *_wrong(found, ended, expected[: case.prompts]), *_left(before)]
+    problems = [*_unexpected(case, lost, names, len(ended)), *_wrong(found, ended, expected[: case.prompts]), *_left(before)]
     told_s = moments[1] - moments[0] if len(moments) > 1 else None
     return Outcome(case, told_s, len(ended), tuple(problems))
 
@@ -118,7 +119,7 @@ def leftovers() -> dict[str, set[str]]:
     own = os.getpid()
     files = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
     kept = {path for path in files if not path.startswith("/proc/")}
-    shared = {path.name for path in Path("/dev/shm").iterdir()}
+    shared = {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(SHARED)}
     return {"process": {str(pid) for pid in children(own)}, "shared memory": shared, "open file": kept}
 
 
@@ -132,12 +133,12 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def _unexpected(case: Case, lost: PeerError | None, names: Sequence[str]) -> list[str]:
+def _unexpected(case: Case, lost: PeerError | None, names: Sequence[str], ended: int) -> list[str]:
     """An error where there should be none, none where there should be one, or one that blames another stage."""
     if case.kind == "slow" or case.recover:
         return [] if lost is None else [f"ended with: {lost}"]
-    if lost is None:
-        return ["ended without an error"]
+    if lost is None:  # a busy parent hears of tokens late: the stages may have been done, and then all must be there
+        return [] if ended == case.prompts else ["ended without an error"]
     return [] if lost.rank == case.stage and names[case.stage] in str(lost) else [f"blamed another: {lost}"]
 
 
