@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -190,7 +190,7 @@ def indicator_figures() -> dict[str, Any]:
         directory = wide_model(Path(folder) / "model", SCORED_LAYERS)
         for indicator in (name for name in INDICATORS if name != "random"):
             file = Path(folder) / f"{indicator}.json"
-            in_process(partial(score, directory, tokens, indicator, file), None)
+            in_process(partial(score, directory, tokens, indicator, file), None, "spawn")
             found[indicator] = json.loads(file.read_text())
     sizes = {"hidden_size": HIDDEN, "layers": SCORED_LAYERS, "tokens": SCORED_TOKENS, "precision": SCORED.name}
     return {**sizes, "indicators": found}
@@ -250,9 +250,12 @@ def cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def in_process(work: Any, kill_after: float | None) -> bool:
-    """Runs `work` in a process of its own; whether it was killed after that many seconds, before it ended by itself."""
-    process = multiprocessing.get_context("fork").Process(target=work)
+def in_process(work: Any, kill_after: float | None, method: Literal["fork", "spawn"] = "fork") -> bool:
+    """Runs `work` in a process of its own; whether it was killed after that many seconds, before it ended by itself.
+
+    What loads a model by transformers is spawned: its loading threads do not survive a fork.
+    """
+    process = multiprocessing.get_context(method).Process(target=work)
     process.start()
     process.join(kill_after)
     alive = process.is_alive()
