@@ -62,8 +62,14 @@ class Block:
         if ELISION not in self.body:
             return body == found
         parts = [part if self.clocked is None else masked(part) for part in self.body.split(ELISION)]
-        places = [found.find(part) for part in parts]
-        return -1 not in places and places == sorted(places) and found.startswith(parts[0]) and found.endswith(parts[-1])
+        if not found.startswith(parts[0]) or not found.endswith(parts[-1]):
+            return False
+        rest = found
+        for part in parts:
+            _, here, rest = rest.partition(part) if part else ("", "nothing", rest)
+            if not here:
+                return False
+        return True
 
     @property
     def commands(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import invalidate_caches
 from pathlib import Path
@@ -166,5 +167,6 @@ def test_a_block_may_leave_lines_out_and_figures_that_go_by_the_clock_are_not_co
     plain = Block("console", "$ x\na 1\n...\nz 9\n", 0, 0, None, None, None)
     clocked = Block("console", "$ x\n│ a │ 1.5 │ - │\n├───┼───┤\n", 0, 0, None, None, "a search that stops by the clock")
     assert plain.shows("$ x\na 1\nmiddle\nz 9\n")
+    assert replace(plain, body="$ x\na 1\n...\nz 9\n...\n").shows("$ x\na 1\nmiddle\nz 9\nend\n")
     assert not any(plain.shows(printed) for printed in ("$ x\na 1\nmiddle\nz 8\n", "$ y\na 1\nz 9\n", "$ x\nz 9\na 1\n"))
     assert clocked.shows("$ x\n│ a │  12 │ 52 │\n├───┼────┤\n") and not clocked.shows("$ x\n│ b │ 1.5 │ - │\n├───┼───┤\n")
