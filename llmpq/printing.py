@@ -131,15 +131,15 @@ def format_speed(plan: "Plan") -> str:
     if load is None:
         return f"{format_phases(plan)}, {rate}"
     bands = plan.prediction.bands
-    seconds = f"tpot {format_with_band(load.tpot_s, bands and bands.decode_s)}, ttft at most {format_seconds(load.ttft_s)}"
-    return f"{seconds}, {rate}, {load.requests_per_s:.4g} requests/s at full load"
+    tpot = format_with_band(load.tpot_s, bands.decode_s if bands else None)
+    return f"tpot {tpot}, ttft at most {format_seconds(load.ttft_s)}, {rate}, {load.requests_per_s:.4g} requests/s at full load"
 
 
 def format_phases(plan: "Plan") -> str:
     """The seconds of a batch: "prefill 1.2 s (1.1-1.4), decode 12.4 s (11.6-13.3)"."""
     prediction, bands = plan.prediction, plan.prediction.bands
-    prefill = format_with_band(prediction.prefill_s, bands and bands.prefill_s)
-    return f"prefill {prefill}, decode {format_with_band(prediction.decode_s, bands and bands.decode_s)}"
+    prefill = format_with_band(prediction.prefill_s, bands.prefill_s if bands else None)
+    return f"prefill {prefill}, decode {format_with_band(prediction.decode_s, bands.decode_s if bands else None)}"
 
 
 def format_with_band(seconds: float, band: "Range | None") -> str:

@@ -62,7 +62,7 @@ def with_costs(program: Program) -> Program:
 
 def with_sensitivity(program: Program, rng: random.Random) -> Program:
     """Falling with the bits; one time in two the same for every layer."""
-    bits = [precision.num_bits for precision in program.request.precisions]
+    bits = [max(precision.num_bits for precision in option.parts) for option in program.request.precisions]
     rows = [tuple(rng.uniform(0.2, 1) * (16 - b) / 12 for b in bits) for _ in range(program.graph.num_layers)]
     rows = rows[:1] * len(rows) if rng.random() < 0.5 else rows
     options = tuple(precision.name for precision in program.request.precisions)

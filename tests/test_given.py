@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,16 +20,16 @@ from tests.conftest import CommandLine
 BATCH = llmpq.Batch(8, 64, 32)
 
 
-def made(workload: Workload = BATCH, cluster: Cluster | str | Path = CLUSTER, **options: object) -> Plan:
-    found: Plan = plan_program("demo", cluster, workload, indicator="prior", **options).require("plan")  # type: ignore[arg-type]
+def made(workload: Workload = BATCH, cluster: Cluster | str | Path = CLUSTER, **options: Any) -> Plan:
+    found: Plan = plan_program("demo", cluster, workload, indicator="prior", **options).require("plan")
     return found
 
 
-def given(plan: Plan, folder: Path, **options: object) -> Plan:
+def given(plan: Plan, folder: Path, **options: Any) -> Plan:
     """The plan written down, and planned from the file alone."""
     path = save_plan(plan, folder / 'a "plan".json')
     assert load_plan(path) == plan
-    return made(plan.workload, plan.cluster, **options_of(plan, path), **options)  # type: ignore[arg-type]
+    return made(plan.workload, plan.cluster, **options_of(plan, path), **options)
 
 
 def with_option(plan: Plan, layer: int, option: str) -> Plan:
@@ -61,12 +62,12 @@ def test_a_default_quality_target_that_is_broken_is_told_and_an_explicit_one_ref
     for layer in range(12):
         plan = with_option(plan, layer, "w4a16")
     path = save_plan(plan, tmp_path / "plan.json")
-    options = {**options_of(plan, path), "indicator": "prior"}
-    program = plan_program("demo", CLUSTER, BATCH, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {**options_of(plan, path), "indicator": "prior"}
+    program = plan_program("demo", CLUSTER, BATCH, **options)
     assert set(program.require("plan").options) == {"w4a16"}
     assert any("breaks the default quality target: it costs 0.046" in text for text in program.notices)
     with pytest.raises(InfeasibleError, match=r"it costs 0.046 nats per token, the budget is 0.01"):
-        plan_program("demo", CLUSTER, BATCH, sensitivity_budget=0.01, **options)  # type: ignore[arg-type]
+        plan_program("demo", CLUSTER, BATCH, sensitivity_budget=0.01, **options)
 
 
 def test_what_does_not_fit_is_told_by_device(tmp_path: Path) -> None:

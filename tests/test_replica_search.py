@@ -212,7 +212,8 @@ def test_a_rule_holds_in_every_pipeline() -> None:
 
 def test_of_too_many_sets_of_devices_those_that_were_not_looked_at_enter_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llmpq.planning.teams, "MAX_TEAMS", 0)
-    for seed, workload in product(range(4), (Serving(1.0, 16, 4), Batch(3, 16, 8))):
+    workloads: tuple[Serving | Batch, ...] = (Serving(1.0, 16, 4), Batch(3, 16, 8))
+    for seed, workload in product(range(4), workloads):
         program = random_request(seed, workload)
         if search(program, program.request.target.budget) is None:
             continue

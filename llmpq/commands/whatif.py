@@ -32,7 +32,7 @@ def command(model: str, price: tuple[str, ...], **values: Any) -> None:
     from llmpq.hardware.cluster import Cluster
 
     planning = Planning.of(values)
-    before = Cluster.load(planning.cluster)
+    before = planning.cluster if isinstance(planning.cluster, Cluster) else Cluster.load(planning.cluster)
     asked = [changed(before, verb, text) for verb in VERBS for text in values[verb]]
     cluster, *others = with_prices((before, *(change.cluster for change in asked)), price)
     changes = [ClusterChange(change.words, other) for change, other in zip(asked, others, strict=True)]

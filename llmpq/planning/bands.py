@@ -49,7 +49,7 @@ def combined(problem: Problem, terms: tuple[Term, ...]) -> tuple[Range, Range, R
     share = 1 / sqrt(len(groups))
     middle = pipeline_seconds(problem, terms, lambda term: 1.0)
     alone = [[pipeline_seconds(problem, terms, _at(end, group)) for group in groups] for end in ENDS]
-    together = [pipeline_seconds(problem, terms, lambda term, end=end: 1 + share * (end(term.band) - 1)) for end in ENDS]
+    together = [pipeline_seconds(problem, terms, _part_of_the_way(end, share)) for end in ENDS]
 
     def band(value: Callable[[Seconds], float]) -> Range:
         below, above = (
@@ -101,6 +101,10 @@ def bands_of(program: Program, problem: Problem, assignment: Assignment, load: L
 
 def _at(end: Callable[[Range], float], group: str) -> Factors:
     return lambda term: end(term.band) if term.group == group else 1.0
+
+
+def _part_of_the_way(end: Callable[[Range], float], share: float) -> Factors:
+    return lambda term: 1 + share * (end(term.band) - 1)
 
 
 def _layers(program: Program, problem: Problem, assignment: Assignment, devices: list[Device]) -> Iterator[Term]:

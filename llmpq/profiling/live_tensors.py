@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages that operations return while it is entered, each once, from its first tensor to its last.
 
     `peak_bytes`: the most at once, with those of `held` tensors that were there before. What kernels allocate inside
@@ -17,7 +17,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self._held: list[Any] = []
         for tensor in held:
@@ -35,14 +35,14 @@ class LiveTensors(TorchDispatchMode):
         return found
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if tensor.device.type != "meta" and storage.nbytes():
-            self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
 
     def _now(self) -> int:
-        self._alive = {key: found for key, found in self._alive.items() if not found[0].expired()}
+        self._alive = {key: found for key, found in self._alive.items() if not found[0].expired()}  # type: ignore[no-untyped-call]
         return sum(nbytes for _, nbytes in self._alive.values())

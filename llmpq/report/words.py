@@ -20,7 +20,7 @@ def _speed(plan: Plan) -> str:
     prediction, load = plan.prediction, plan.prediction.load
     if load is None:
         return format_phases(plan)
-    tpot = format_with_band(load.tpot_s, prediction.bands and prediction.bands.decode_s)
+    tpot = format_with_band(load.tpot_s, prediction.bands.decode_s if prediction.bands else None)
     waits = f"{tpot} per token, first token within {format_seconds(load.ttft_s)} on average"
     return f"at most {load.running} sequences at once, {waits}"
 
