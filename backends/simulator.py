@@ -72,7 +72,7 @@ class SimulatorBackend:
 
     def serve(self, requests: Sequence[Request], keep_spans: int = 0) -> Run:
         """Requests served by the scheduling policy of vLLM. Raises InputError for a plan of a batch."""
-        return simulate_plan(self.plan, self.graph, self.plan.engine, requests, keep_spans)
+        return simulate_plan(self.plan, self.graph, self.plan.engine, requests, keep_spans, self.profile)
 
 
 def _schedule(plan: Plan) -> Schedule:

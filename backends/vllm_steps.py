@@ -153,6 +153,7 @@ class Steps:
             "last": worker - rank - first - sum(whole),
             "rank": rank,
             "engine": engine,
+            "total": end - start,
         }
 
     @property

@@ -149,7 +149,8 @@ def simulate(
         if trace is None
         else read_trace(Path(trace), limit=requests)
     )
-    return service(simulate_plan(program.require("plan"), program.graph, program.request.engine, arrivals))
+    made = program.require("plan")
+    return service(simulate_plan(made, program.graph, program.request.engine, arrivals, profile=program.request.profile))
 
 
 def profile(
@@ -157,6 +158,8 @@ def profile(
     out: Path | str,
     precisions: str = "16,w8a8,w8a16,w4a16",
     *,
+    engine: str = "local",
+    python: str | None = None,
     quick: bool = False,
     device: str = "cpu",
     speed: float = 1.0,
@@ -165,21 +168,12 @@ def profile(
     """What one layer of each kind takes on this machine, at many sizes (`llmpq profile`).
 
     out: the file that keeps every point as soon as it is measured; where it is there already it is gone on with.
+    engine: local, or vllm in the interpreter `python`, by default the one of `make engines`.
     """
-    from llmpq.costs.profile import Profile
-    from llmpq.frontend.models import read_utf8, resolve
-    from llmpq.precision import parse_precisions
-    from llmpq.profiling.profile_file import write_profile
-    from llmpq.profiling.profiler import profile_model, subject_of
-    from llmpq.profiling.sizes import FULL, QUICK
-    from llmpq.serialize import loads
+    from llmpq.profiling.taking import take_profile
 
-    path, extent = Path(out), QUICK if quick else FULL
-    begun = loads(Profile, read_utf8(path, "profile"), str(path)) if path.exists() else None
-    subject = subject_of(resolve(model, weights=False), device)
-    return profile_model(
-        subject, parse_precisions(precisions), extent, lambda found: write_profile(path, found), begun, speed, link
-    )
+    where: dict[str, Any] = {"engine": engine, "python": python, "device": device}
+    return take_profile(model, Path(out), precisions, quick=quick, speed=speed, link=link, **where).profile
 
 
 def validate(compiled: "CompiledModel | Path | str", profile: Path | str | None = None, *, quick: bool = False) -> "Validation":
@@ -201,12 +195,11 @@ def evaluate(model: Path | str, text: str, against: Path | str | None = None, ma
 
 def write_report(plan: Path | str, out: Path | str, profile: Path | str | None = None) -> Path:
     """One self-contained HTML page about a compiled model or a plan on disk (`llmpq report`); returns its path."""
-    from llmpq.profiling.profile_file import read_profile
     from llmpq.report.page import render
     from llmpq.report.sources import read_report
 
     path = Path(out)
-    path.write_text(render(read_report(Path(plan), None if profile is None else read_profile(Path(profile)))), encoding="utf-8")
+    path.write_text(render(read_report(Path(plan), None if profile is None else Path(profile))), encoding="utf-8")
     return path
 
 

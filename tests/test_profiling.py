@@ -15,7 +15,7 @@ from llmpq.errors import InputError
 from llmpq.frontend.models import resolve
 from llmpq.precision import PRECISIONS, Precision, parse_precisions
 from llmpq.profiling import measure as measuring
-from llmpq.profiling import sizes
+from llmpq.profiling import taking
 from llmpq.profiling.link import fit, measure_link
 from llmpq.profiling.measure import measure, measure_point, timing
 from llmpq.profiling.probe import PassTimes, Probe, Subject
@@ -185,7 +185,7 @@ def test_profile_files_without_points_or_for_another_engine_are_refused(empty: P
 
 @pytest.fixture
 def tiny_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "QUICK", EXTENT)
+    monkeypatch.setattr(taking, "QUICK", EXTENT)
     monkeypatch.setattr(measuring, "enough", lambda seconds: len(seconds) >= 2)
 
 

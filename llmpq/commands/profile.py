@@ -1,6 +1,5 @@
 """llmpq profile: what layers of a model take on this machine, measured."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +8,10 @@ import click
 from llmpq.commands import completions
 from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
-from llmpq.errors import InputError
 from llmpq.units import format_bandwidth, format_seconds
 
 if TYPE_CHECKING:
     from llmpq.costs.profile import Profile
-    from llmpq.frontend.models import ModelSource
-    from llmpq.precision import Precision
 
 
 @click.command("profile")
@@ -50,74 +46,19 @@ def command(
 
     With --engine vllm the steps are vLLM's own, prompts and decoding mixed: for llmpq plan MODEL --engine vllm --profile FILE.
     """
-    from llmpq.costs.profile import Profile
-    from llmpq.frontend.models import read_utf8, resolve
-    from llmpq.precision import parse_precisions
-    from llmpq.serialize import loads
+    from llmpq.profiling.taking import take_profile
 
     path = out or Path("profile.json")
-    begun = loads(Profile, read_utf8(path, "profile"), str(path)) if path.exists() else None
-    source, chosen = resolve(model, weights=False), parse_precisions(precisions)
-    if engine == "vllm":
-        if device != "cpu":
-            raise InputError(f"--device {device}: in vLLM the CPU alone is measured so far; leave --device out")
-        profile, lacking = _in_vllm(source, chosen, quick, python, speed, link, begun, path)
-    else:
-        profile, lacking = _in_own_runtime(source, chosen, quick, device, speed, link, begun, path)
-    if lacking:
-        notice(f"{lacking} sizes are not measured: the time was up, or the device lacks a precision; run it again")
+    where: dict[str, Any] = {"engine": engine, "python": python, "device": device}
+    with progress("tracing") as advance:
+        taken = take_profile(model, path, precisions, quick=quick, speed=speed, link=link, progress=advance, **where)
+    profile = taken.profile
+    if taken.lacking:
+        notice(f"{taken.lacking} sizes are not measured: the time was up, or the device lacks a precision; run it again")
     if as_json:
         print_json(profile)
     else:
         _print(profile, path)
-
-
-def _in_own_runtime(
-    source: "ModelSource",
-    precisions: "tuple[Precision, ...]",
-    quick: bool,
-    device: str,
-    speed: float,
-    link: bool,
-    begun: "Profile | None",
-    path: Path,
-) -> "tuple[Profile, int]":
-    """The profile, and how many sizes of it are missing."""
-    from llmpq.profiling.profile_file import write_profile
-    from llmpq.profiling.profiler import profile_model, subject_of
-    from llmpq.profiling.sizes import FULL, QUICK
-
-    extent = QUICK if quick else FULL
-    with progress("tracing") as advance:
-        subject = subject_of(source, device)
-        keep = partial(write_profile, path)
-        profile = profile_model(subject, precisions, extent, keep, begun, speed, link, advance)
-    names = {precision.name for precision in precisions}
-    wanted = len(extent.sizes(subject.graph.max_positions)) * len(names)
-    return profile, max(0, wanted - sum(point.precision in names for point in profile.points))
-
-
-def _in_vllm(
-    source: "ModelSource",
-    precisions: "tuple[Precision, ...]",
-    quick: bool,
-    python: str | None,
-    speed: float,
-    link: bool,
-    begun: "Profile | None",
-    path: Path,
-) -> "tuple[Profile, int]":
-    """The profile, and how many steps of it are missing."""
-    from llmpq.profiling.profile_file import write_profile
-    from llmpq.profiling.sizes import VLLM_FULL, VLLM_QUICK
-    from llmpq.profiling.vllm_profiler import lacking_sizes, profile_in_vllm, vllm_subject
-
-    extent = VLLM_QUICK if quick else VLLM_FULL
-    with progress("tracing") as advance:
-        subject = vllm_subject(source, python)
-        keep = partial(write_profile, path)
-        profile = profile_in_vllm(subject, precisions, extent, keep, begun, speed, link, advance)
-    return profile, lacking_sizes(subject, precisions, extent, profile)
 
 
 def _print(profile: "Profile", path: Path) -> None:

@@ -22,13 +22,12 @@ def command(path: Path, out: Path, profile: Path | None, validation: Path | None
     It shows memory, the precision of every layer, the schedule, quality and the commands to run. It needs no network.
     """
     from llmpq.frontend.models import read_utf8
-    from llmpq.profiling.profile_file import read_profile
     from llmpq.report.page import render
     from llmpq.report.sources import read_report
     from llmpq.serialize import loads
 
     with progress("planning again"):
-        report = read_report(path, None if profile is None else read_profile(profile))
+        report = read_report(path, profile)
     if validation is not None:
         from llmpq.profiling.validation import Validation
 

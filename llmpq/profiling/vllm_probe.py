@@ -93,9 +93,16 @@ class VllmProbe:
         def by_cell(seconds: list[float]) -> dict[tuple[int, str], float]:
             return {cell: fmean(seconds[layer] for layer in layers) for cell, layers in self._cells.items()}
 
-        ends = [said[name] for name in ("first", "last", "rank", "engine")]
-        whole = sum(said["layers"]) + sum(ends)
-        return StepTimes(by_cell(said["layers"]), by_cell(said["attention"]), *ends, total_s=whole, busy=said["busy"])
+        return StepTimes(
+            layers_s=by_cell(said["layers"]),
+            attention_s=by_cell(said["attention"]),
+            first_s=said["first"],
+            last_s=said["last"],
+            rank_s=said["rank"],
+            engine_s=said["engine"],
+            total_s=said["total"],
+            busy=said["busy"],
+        )
 
     def _answer(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None

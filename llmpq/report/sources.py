@@ -23,11 +23,15 @@ def write_report(out: Path, graph: LayerGraph, profile: Profile | None = None) -
     partial.replace(path)
 
 
-def read_report(path: Path, profile: Profile | None = None) -> Report:
-    """Of an output directory or a plan.json. Raises InputError when it is neither."""
+def read_report(path: Path, profile: Path | None = None) -> Report:
+    """Of an output directory or a plan.json; profile: the file that the plan rests on. Raises InputError when it is neither, or
+    the profile is of another engine."""
+    from llmpq.profiling.profile_file import read_profile
+
     plan = load_plan(path)
-    graph, reason = _graph(path if path.is_dir() else plan.model, plan, profile)
-    report = Report(plan, graph, reason, profile=profile)
+    measured = None if profile is None else read_profile(profile, plan.engine)
+    graph, reason = _graph(path if path.is_dir() else plan.model, plan, measured)
+    report = Report(plan, graph, reason, profile=measured)
     return _with_output(report, path) if path.is_dir() else report
 
 

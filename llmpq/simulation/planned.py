@@ -3,16 +3,19 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from math import ceil
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
 from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.costs.part_times import measured_s
+from llmpq.costs.profile import Profile
+from llmpq.costs.step import Step
 from llmpq.errors import InputError
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.link import Link
-from llmpq.layer_option import parse_option
+from llmpq.layer_option import LayerOption, parse_option
 from llmpq.op_graph import Size
 from llmpq.plan import Load, Plan, Stage
 from llmpq.simulation.pipeline import Seconds
@@ -24,14 +27,21 @@ FINE = 1.02  # steps whose sizes differ by less are taken to be equal: less than
 TOKEN_BYTES = 8  # ids return to the scheduler as int64
 
 
-def simulate_plan(plan: Plan, graph: LayerGraph, engine: str, requests: Sequence[Request], keep_spans: int = 0) -> Run:
-    """Serve the requests by the plan, with its own sequences, token budget and cache blocks.
+def simulate_plan(
+    plan: Plan,
+    graph: LayerGraph,
+    engine: str,
+    requests: Sequence[Request],
+    keep_spans: int = 0,
+    profile: Profile | None = None,
+) -> Run:
+    """Serve the requests by the plan, with its own sequences, token budget and cache blocks; profile: what the plan rests on.
 
     Raises InputError for a plan of a batch, and for a request that is longer than its cache.
     """
     load = load_of(plan)
     policy = Policy(load.running, load.token_budget, load.kv_blocks, load.block_size)
-    times = StageTimes(plan, graph, engine)
+    times = StageTimes(plan, graph, engine, profile)
     return simulate(requests, policy, len(plan.stages), times.stage_s(), times.link_s, overlap=False, keep_spans=keep_spans)
 
 
@@ -48,6 +58,7 @@ class StageTimes:
     plan: Plan
     graph: LayerGraph
     engine: str
+    profile: Profile | None = None
 
     def stage_s(self) -> Seconds:
         """A function of (stage, step), which remembers: sizes are rounded up to a grid of 2 %."""
@@ -84,21 +95,44 @@ class StageTimes:
         return self.plan.cluster.device(stage.device)
 
     def _stage_s(self, index: int, step: "_Step") -> float:
-        stage, dtype = self.plan.stages[index], self.plan.compute_dtype
+        stage = self.plan.stages[index]
         device = self._device(stage)
         alike = Counter((self.graph.layer_kind[layer], option) for layer, option in zip(stage.layers, stage.options))
         seconds = sum(
-            count * self._layer_s(device, self.graph.kinds[kind], option, step) for (kind, option), count in alike.items()
+            count * self._layer_s(device, self.graph.kinds[kind], parse_option(option), step)
+            for (kind, option), count in alike.items()
         )
+        first, last = self._ends_s(device, step)
         if index == 0:
-            seconds += embedding_latency_s(device, self.graph, step.tokens, dtype)
+            seconds += first
         if index == len(self.plan.stages) - 1:
-            seconds += head_latency_s(device, self.graph, max(step.sampled, 1), dtype)
-        return seconds
+            return seconds + last
+        return seconds + (self._measured.stage_s(device, self.graph, step.measured) if self._measured else 0.0)
 
-    def _layer_s(self, device: Device, kind: LayerKind, option: str, step: "_Step") -> float:
+    @property
+    def _measured(self) -> Profile | None:
+        found = self.profile
+        return found if found is not None and found.compute_dtype == self.plan.compute_dtype else None
+
+    def _ends_s(self, device: Device, step: "_Step") -> tuple[float, float]:
+        """Seconds before the layers of the first stage and behind those of the last."""
+        found = self._measured.ends_s(device, self.graph, step.measured) if self._measured else None
+        if found is not None:
+            return found
+        dtype = self.plan.compute_dtype
+        first = embedding_latency_s(device, self.graph, step.tokens, dtype)
+        return first, head_latency_s(device, self.graph, max(step.sampled, 1), dtype)
+
+    def _layer_s(self, device: Device, kind: LayerKind, option: LayerOption, step: "_Step") -> float:
+        profile, modelled = self._measured, partial(self._modelled_layer_s, device, kind, step)
+        if profile is None:
+            return modelled(option)
+        found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step.measured), modelled)
+        return modelled(option) if found is None else found
+
+    def _modelled_layer_s(self, device: Device, kind: LayerKind, step: "_Step", option: LayerOption) -> float:
         dtype, window = self.plan.compute_dtype, kind.attention.window
-        products = products_s(device, kind.ops, kind.linears, parse_option(option), step.measure, dtype, self.engine)
+        products = products_s(device, kind.ops, kind.linears, option, step.measure, dtype, self.engine)
         seconds = products + streams_s(device, kind.ops, step.measure, dtype) + overhead_s(device)
         if step.sequences:
             seconds += attention_s(device, kind.ops, window, step.sequences, 1, step.context, dtype)
@@ -120,6 +154,11 @@ class _Step:
     @property
     def tokens(self) -> int:
         return self.prefill_tokens + self.sequences
+
+    @property
+    def measured(self) -> Step:
+        """As profiles know it: the prompts of a step as one."""
+        return Step(self.sequences, self.context, 1.0 if self.prefill_tokens else 0.0, self.prefill_tokens, self.prefill_context)
 
     def measure(self, size: Size) -> int:
         decode = size(1, self.context, self.sequences) if self.sequences else 0
