@@ -50,7 +50,7 @@ def _compared(program: Program, name: str) -> Compared:
     except (InfeasibleError, TimeLimitError) as error:
         reason = error.reasons[0] if isinstance(error, InfeasibleError) else str(error)
         return Compared(short, None, None, False, (), time.perf_counter() - started, reason)
-    devices = tuple(stage.device for stage in plan.stages)
+    devices = tuple(stage.device for pipeline in plan.pipelines for stage in pipeline.stages)
     kept = _keeps(program, plan.quality.sensitivity)
     return Compared(short, plan.tokens_per_s, plan.quality.sensitivity, kept, devices, time.perf_counter() - started)
 

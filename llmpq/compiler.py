@@ -106,6 +106,8 @@ def compile(
     directory = keep.path if keep is not None else Path(str(out))
     require_replaceable(directory, is_output)
     program = _plan(source, cluster, workload, given, passes.planning, observe, before)
+    if len(program.require("plan").pipelines) > 1:
+        raise InputError("the plan has several pipelines; `llmpq.replicated.compile_replicas` writes them, a folder each")
     planned = time.perf_counter()
     run_passes(replace(program, graph_module=traced_module_of(source)), passes.lowering, observe, before)
     build: dict[str, Any] = {"planning_s": round(planned - started, 3), "versions": library_versions()}

@@ -20,12 +20,6 @@ class Stage:
     device: str
     first_layer: int
     options: tuple[str, ...]
-    peers: tuple[str, ...] = field(default=(), metadata=RARE)
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """All that hold a part of each of its layers: the device and its peers by tensor parallelism."""
-        return (self.device, *self.peers)
 
     @property
     def layers(self) -> range:
@@ -36,14 +30,13 @@ class Stage:
 class Pipeline:
     """Stages in order, and the number of sequences of a prefill and of a decode micro-batch.
 
-    replica: what it is for where a plan has several pipelines; tensor_parallel_size: devices of each stage
+    replica: what it is for where a plan has several pipelines
     """
 
     stages: tuple[Stage, ...]
     prefill_micro_batch: int
     decode_micro_batch: int
     replica: "Replica | None" = field(default=None, metadata=RARE)
-    tensor_parallel_size: int = field(default=1, metadata=RARE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def _replica_problems(plan: Plan, program: Program) -> Iterator[str]:
     for number, one in enumerate(plan.replicas):
         request = replace(program.request, workload=one.workload)
         yield from (f"replica {number}: {problem}" for problem in plan_problems(one, replace(program, request=request)))
-    devices = [name for pipeline in plan.pipelines for stage in pipeline.stages for name in stage.devices]
+    devices = [stage.device for pipeline in plan.pipelines for stage in pipeline.stages]
     if len(set(devices)) != len(devices):
         yield f"a device is in more than one pipeline: {', '.join(devices)}"
     replicas = [pipeline.replica for pipeline in plan.pipelines if pipeline.replica is not None]

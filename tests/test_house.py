@@ -23,7 +23,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report", "api", "scoring"), 5
     ),
-    **dict.fromkeys(("commands", "cli", "__main__", "__init__"), 5),
+    **dict.fromkeys(("commands", "replicated", "cli", "__main__", "__init__"), 5),
 }
 LOWERING = {"passes", "frontend"}
 RUNNING = {"runtime", "backends"}

@@ -1,5 +1,6 @@
 """llmpq compile: plan, quantize and write one shard per device."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
 from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress, stdout
 from llmpq.commands.signals import stopped_by_sigterm
+from llmpq.plan import Plan
+from llmpq.program import Program
 
 
 @click.command("compile")
@@ -40,6 +43,13 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
         )
         print_program(stopped, as_json)
         return
+    if planning.options.get("replicas", 1) > 1:
+        with progress(planning.title), explained(as_json):
+            planned = plan(model, planning.cluster, planning.workload, **planning.options)
+        if len(planned.require("plan").pipelines) > 1:
+            _compile_replicas(model, planned, planning, out, as_json)
+            return
+        planning = replace(planning, options={**planning.options, "replicas": 1})
     with progress(planning.title) as advance, explained(as_json), stopped_by_sigterm():
         compiled = compile(
             model,
@@ -60,3 +70,18 @@ def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
         stdout().print(f"measured        {line}")
     stdout().print(f"quantized       {read_report(out)}")
     stdout().print(f"written         {out}; next: llmpq verify {out}, llmpq run {out} --prompt TEXT")
+
+
+def _compile_replicas(model: str, program: Program, planning: Planning, out: Path, as_json: bool) -> None:
+    """Each pipeline of the plan in a folder of its own."""
+    from llmpq.replicated import compile_replicas
+
+    plan: Plan = program.require("plan")
+    with progress(planning.title) as advance, explained(as_json), stopped_by_sigterm():
+        compiled = compile_replicas(model, plan, out, progress=advance, **planning.options)
+    print_plan(plan, program.request.cluster.notices + program.notices, as_json)
+    if as_json:
+        return
+    print_kv_blocks(plan, program.graph, plan.engine)
+    folders = ", ".join(one.directory.name for one in compiled)
+    stdout().print(f"written         {out}: {folders}, each a compiled model; next: llmpq export {out} --to vllm -o DIR")

@@ -32,9 +32,13 @@ def command(out: Path, engine: str, directory: Path, check: bool, python: str | 
     if check and engine != "vllm":
         raise InputError(f"--check runs vLLM; of an export to {engine} nothing is run: leave --check out")
     from llmpq.compiled import load
+    from llmpq.replicated import export_replicas, is_replicated
 
+    several = is_replicated(out)
+    if several and check:
+        raise InputError(f"--check serves one model; {out} holds replicas: export and check each, such as {out}/replica-0")
     with progress("exporting"):
-        load(out).export(directory, to=engine)
+        export_replicas(out, directory, engine) if several else load(out).export(directory, to=engine)
     names = sorted(path.name for path in directory.iterdir())
     checked = _check(out, directory, python, text) if check else None
     if as_json:

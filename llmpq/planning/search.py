@@ -184,7 +184,7 @@ class Search:
     def begin(self) -> None:
         """Everything of the space, with what is known of it at once."""
         for group in self.space.groups(self.program):
-            quick = quick_bound(self.program, group)
+            quick = quick_bound(self.program, group, of_batches=self.space.whole)
             for restriction in range(len(self.space.restrictions) if quick < inf else 0):
                 item = _Item("group", group, restriction, group.candidate(), self.space.whole)
                 self.push(quick if self.space.limited else 0.0, item)
