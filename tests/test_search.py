@@ -15,8 +15,9 @@ import llmpq.planning.orders
 import llmpq.planning.search
 from llmpq.errors import TimeLimitError
 from llmpq.hardware.cluster import Cluster
-from llmpq.planning.candidates import build_problem, candidate_groups
+from llmpq.planning.candidates import Group, build_problem, candidate_groups
 from llmpq.planning.orders import identical_devices
+from llmpq.planning.quick_bounds import quick_bound
 from llmpq.planning.search import EVERYTHING, Search, Space, _Item, search
 from llmpq.program import Program, Target
 from llmpq.solver.problem import Problem, evaluate
@@ -73,6 +74,15 @@ def test_bounds_of_a_group_hold_for_every_order_of_its_devices(seed: int) -> Non
             assert integral.value is not None
             assert relaxed.value <= integral.value * (1 + 1e-6)
             assert integral.value <= least * (1 + 1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS)
+def test_quick_bounds_of_a_batch_hold(seed: int) -> None:
+    program = random_program(seed)
+    for candidate, _, evaluation in enumerate_plans(program, program.request.target.budget):
+        group = Group(tuple(sorted(candidate.order)), candidate.prefill_micro_batch, candidate.decode_micro_batch)
+        assert quick_bound(program, group) <= evaluation.objective * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Quick bounds: what a group of serving candidates costs at least, by sums alone."""
+"""Quick bounds: what a group of candidates costs at least, by sums alone."""
 
 from math import fsum, inf
 
@@ -9,24 +9,34 @@ from llmpq.program import Program
 from llmpq.workload import Serving
 
 
-def quick_bound(program: Program, group: Group) -> float:
+def quick_bound(program: Program, group: Group, *, of_batches: bool = True) -> float:
     """A lower bound of the objective of every candidate of the group; inf when the memory of its devices is too small.
 
-    Layers are dealt out as fractions, each at its least option, over the devices that are best at it; 0 for a batch.
+    Layers are dealt out as fractions, each at its least option, over the devices that are best at it. 0 for a batch where
+    not `of_batches`: the few groups of a single search are soon bounded by more than sums.
     """
-    if not isinstance(program.request.workload, Serving):
+    workload, costs = program.request.workload, program.require("costs")
+    if not of_batches and not isinstance(workload, Serving):
         return 0.0
-    costs: CostTable = program.require("costs")
-    used, step = group.in_flight or 1, costs.phase("decode", group.decode_micro_batch)
+    used = group.in_flight or (1 if isinstance(workload, Serving) else len(group.devices))
     if _least_bytes(program, group) > _room(program, group, used):
         return inf
+    trip, slowest = _layers(program, costs.phase("decode", group.decode_micro_batch), group, used)
+    if isinstance(workload, Serving):
+        return max(trip, used * slowest) * SERVED_TOKENS / group.candidate().running
+    fill, slowest_fill = _layers(program, costs.phase("prefill", group.prefill_micro_batch), group, used)
+    fills, trips = (-(-workload.batch_size // size) for size in (group.prefill_micro_batch, group.decode_micro_batch))
+    prefill = fill if fills == 1 else fill + (fills - 1) * slowest_fill
+    return prefill if workload.gen_len == 1 else prefill + (workload.gen_len - 1) * max(trip, trips * slowest)
+
+
+def _layers(program: Program, step: PhaseCosts, group: Group, used: int) -> tuple[float, float]:
+    """Seconds of all layers one after the other, and of the slowest of `used` stages, at least."""
     layers, kinds = len(program.graph.layer_kind), range(len(program.graph.kinds))
     per_layer = [min((_fastest(step, kind, device) for kind in kinds), default=inf) for device in group.devices]
     speeds = sorted((1.0 / seconds if seconds else inf for seconds in per_layer), reverse=True)[:used]
     together = sum(speeds)
-    slowest = 0.0 if together == inf else layers / together if together else inf
-    trip = layers * min(per_layer)
-    return max(trip, used * slowest) * SERVED_TOKENS / group.candidate().running
+    return layers * min(per_layer), 0.0 if together == inf else layers / together if together else inf
 
 
 def _fastest(step: PhaseCosts, kind: int, device: int) -> float:
@@ -46,5 +56,5 @@ def _room(program: Program, group: Group, used: int) -> float:
     costs: CostTable = program.require("costs")
     phases = (costs.phase("prefill", group.prefill_micro_batch), costs.phase("decode", group.decode_micro_batch))
     activations = max(phase.activation_bytes for phase in phases)
-    capacities = (program.request.cluster.devices[j].capacity_bytes - activations for j in group.devices)
+    capacities = (max(0, program.request.cluster.devices[j].capacity_bytes - activations) for j in group.devices)
     return fsum(sorted(capacities, reverse=True)[:used])

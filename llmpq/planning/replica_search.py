@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ def _steps(program: Program, team: Team) -> tuple[Group, ...]:
     return tuple(Group(team.devices, step.token_budget, step.sequences, len(team.devices)) for step in costs.steps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Serving:
-    """The rates of disjoint teams add up."""
+    """The rates of disjoint teams add up. `upper`, `lower`: [team] tokens per second, at most and found."""
 
     program: Program
     budget: float | None
@@ -77,36 +78,45 @@ class _Serving:
     def run(self) -> Several:
         import numpy as np
 
-        gap, members = self.program.request.gap, self.teams.members
-        one = SERVED_TOKENS / self.single.objective
-        upper = TeamBounds(self.program, self.teams).tokens_per_s()
-        most = inf if self.teams.complete else TeamBounds(self.program, self.teams).most_tokens_per_s()
+        bounds = TeamBounds(self.program, self.teams)
+        upper = bounds.tokens_per_s()
         upper = np.minimum(upper, SERVED_TOKENS / self.single.bound) if self.single.bound > 0 else upper
-        lower = np.zeros(len(members))
+        lower = np.zeros(len(upper))
+        gap, one = self.program.request.gap, SERVED_TOKENS / self.single.objective
         pipelines = TeamSearch(lambda _: self.program, self.teams, _steps, self.budget, gap, self.deadline)
+        self.refine(upper, lower, pipelines, self.teams.alone)
+        total = self.refine(upper, lower, pipelines, np.ones(len(upper), dtype=bool))
+        known, parts = self.packing.best(lower)
+        bound = SERVED_TOKENS / max(total if self.teams.complete else bounds.most_tokens_per_s(), known, one)
+        if known <= one * (1.0 + gap):
+            return Several(self.teams, (), self.single.objective, bound)
+        members = self.teams.members
+        told = [Part(members[team], self.program, pipelines.found(team, 0), float(lower[team] / known)) for team in parts]
+        return Several(self.teams, tuple(told), SERVED_TOKENS / known, bound)
+
+    def refine(self, upper: "Floats", lower: "Floats", pipelines: TeamSearch, allowed: "Flags") -> float:
+        """Until no packing of allowed teams can be better than what is known; what it is worth at most."""
+        import numpy as np
+
+        gap, one = self.program.request.gap, SERVED_TOKENS / self.single.objective
         while True:
-            total, chosen = self.packing.best(upper)
-            known, parts = self.packing.best(lower)
-            best = max(known, one)
+            most = np.where(allowed, upper, 0.0)
+            total, chosen = self.packing.best(most)
+            best = max(self.packing.best(lower)[0], one)
             unknown = [team for team in chosen if not pipelines.is_done(team, 0)]
             if best >= total * (1.0 - gap) * (1.0 - ROUNDING) or not unknown or time.monotonic() >= self.deadline:
-                break
+                return total
             tables = self.packing.tables(upper)
             for team in unknown:
                 needed = best / (1.0 - gap) - self.packing.rest(tables, team)
                 bound, objective = pipelines.proceed(team, 0, SERVED_TOKENS / needed if needed > 0 else inf)
                 upper[team] = min(upper[team], SERVED_TOKENS / bound if bound > 0 else inf)
                 lower[team] = max(lower[team], SERVED_TOKENS / objective)
-        bound = SERVED_TOKENS / max(total if self.teams.complete else max(total, most), best)
-        if known <= one * (1.0 + gap):
-            return Several(self.teams, (), self.single.objective, bound)
-        told = [Part(members[team], self.program, pipelines.found(team, 0), float(lower[team] / known)) for team in parts]
-        return Several(self.teams, tuple(told), SERVED_TOKENS / known, bound)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Batch:
-    """The batch is done when the slowest team has generated its share."""
+    """The batch is done when the slowest team has generated its share. Seconds are by [team, share], at least and found."""
 
     program: Program
     budget: float | None
@@ -118,26 +128,17 @@ class _Batch:
     def run(self, batch: Batch) -> Several:
         import numpy as np
 
-        gap, members, sizes = self.program.request.gap, self.teams.members, share_sizes(batch.batch_size)
+        sizes, members = share_sizes(batch.batch_size), self.teams.members
         shares, bounds = Shares(self.program, batch), TeamBounds(self.program, self.teams)
         least = bounds.batch_seconds(shares, sizes)
         least[:, -1] = np.maximum(least[:, -1], self.single.bound)
-        known = np.full(least.shape, inf)
-        best, parts = self.single.objective, tuple[tuple[int, int], ...]()
+        known, gap = np.full(least.shape, inf), self.program.request.gap
         pipelines = TeamSearch(shares.program_of, self.teams, shares.groups, self.budget, gap, self.deadline)
-        while True:
-            bound, chosen = self.least_makespan(least, sizes, best)
-            unknown = [(team, place) for team, place in chosen if not pipelines.is_done(team, sizes[place])]
-            if bound >= best * (1.0 - gap) * (1.0 - ROUNDING) or not unknown or time.monotonic() >= self.deadline:
-                break
-            for team, place in unknown:
-                found, objective = pipelines.proceed(team, sizes[place], best * (1.0 - gap))
-                least[team, place] = max(least[team, place], found)
-                known[team, place] = min(known[team, place], objective)
-            reached, found_parts = self.least_makespan(known, sizes, best)
-            if found_parts and reached < best:
-                best, parts = reached, found_parts
-        bound = min(best, bound if self.teams.complete else min(bound, bounds.least_batch_seconds(shares)))
+        self.refine(least, known, sizes, pipelines, self.teams.alone)
+        bound = self.refine(least, known, sizes, pipelines, np.ones(len(least), dtype=bool))
+        best, parts = self.least_makespan(known, sizes, self.single.objective * (1.0 - gap))
+        best = best if parts else self.single.objective
+        bound = min(best, bound if self.teams.complete else bounds.least_batch_seconds(shares))
         dealt = _dealt(batch.batch_size, [(sizes[place], float(known[team, place])) for team, place in parts])
         told = [
             Part(members[team], shares.program_of(sizes[place]), pipelines.found(team, sizes[place]), given / batch.batch_size)
@@ -145,6 +146,22 @@ class _Batch:
             if given
         ]
         return Several(self.teams, tuple(told), best, bound)
+
+    def refine(self, least: "Floats", known: "Floats", sizes: tuple[int, ...], pipelines: TeamSearch, allowed: "Flags") -> float:
+        """Until no packing of allowed teams can be done sooner than what is known; the seconds that it takes at least."""
+        import numpy as np
+
+        gap = self.program.request.gap
+        while True:
+            best, _ = self.least_makespan(known, sizes, self.single.objective)
+            bound, chosen = self.least_makespan(np.where(allowed[:, None], least, inf), sizes, best)
+            unknown = [(team, place) for team, place in chosen if not pipelines.is_done(team, sizes[place])]
+            if bound >= best * (1.0 - gap) * (1.0 - ROUNDING) or not unknown or time.monotonic() >= self.deadline:
+                return bound
+            for team, place in unknown:
+                found, objective = pipelines.proceed(team, sizes[place], best * (1.0 - gap))
+                least[team, place] = max(least[team, place], found)
+                known[team, place] = min(known[team, place], objective)
 
     def least_makespan(
         self, seconds: "Floats", sizes: tuple[int, ...], below: float

@@ -4,12 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import TYPE_CHECKING
 
 from llmpq.planning.candidates import Group
 from llmpq.planning.orders import MAX_TEAMS, Order, identical_devices
 from llmpq.planning.packing import Counts
 from llmpq.planning.search import Space
 from llmpq.program import Program
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,13 @@ class Teams:
     @property
     def there(self) -> Counts:
         return tuple(map(len, self.kinds))
+
+    @property
+    def alone(self) -> "NDArray[np.bool_]":
+        """[team] whether it is a single device."""
+        import numpy as np
+
+        return np.array([len(team.devices) == 1 for team in self.members])
 
 
 def teams_of(program: Program) -> Teams:
