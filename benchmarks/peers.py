@@ -173,7 +173,7 @@ def packing_tests() -> dict[str, Any]:
         with tarfile.open(next(folder.glob("*.tar.gz"))) as tar:
             tar.extractall(folder, filter="data")
         tests = next(folder.glob("*/tests/test_compressors/test_pack_quant.py"))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "our_packing", "--noconftest", "--rootdir", folder, tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "our_packing", "--rootdir", folder, tests]
         paths = os.pathsep.join(map(str, (SCRIPTS, SCRIPTS.parent.parent)))
         outcome = subprocess.run(
             [*map(str, command)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, check=False

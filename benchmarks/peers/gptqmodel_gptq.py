@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "1")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # fewer are refused
 
 import torch
 from gptqmodel import GPTQModel, QuantizeConfig
