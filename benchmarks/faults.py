@@ -34,7 +34,7 @@ KINDS = ("kill", "hang", "slow")
 STAGES, SLOTS, NEW_TOKENS = 3, 4, 12
 LOST_AFTER_S = 1.0
 SLOW_S, SLOW_PERIOD_S = 0.6, 0.1  # a slow stage is stopped every other period for so long
-SHARED = ("torch_", "psm_", "sem.mp-", "pym-")  # what torch and Python call shared memory
+SHARED = ("torch_", "psm_", "pym-")  # what torch and Python call shared memory
 Start = Callable[[bool, Callable[[str], None]], ProcessesBackend]  # whether it shall recover, and who is told
 Kind = Literal["kill", "hang", "slow"]
 

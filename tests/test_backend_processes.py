@@ -13,10 +13,10 @@ from torch import nn
 
 from llmpq.backends.local import LocalBackend
 from llmpq.backends.processes import ProcessesBackend
-from llmpq.errors import InputError, StageLostError
+from llmpq.errors import InputError, PeerError, StageLostError
 from llmpq.generation import Generation, SamplingParams
 from llmpq.plan import Plan
-from llmpq.runtime.heartbeat import Patience
+from llmpq.runtime.heartbeat import Lost, Patience
 from llmpq.workload import Batch
 from tests.toys import ToyStage, prompts_of, toy_graph, toy_plan, toy_stages
 
@@ -109,6 +109,21 @@ def test_a_stage_that_lives_and_computes_for_ever_is_named() -> None:
     backend = ProcessesBackend(toy_plan(CUTS), toy_graph(), load_stage, patience=Patience(20, 2, 1.5))
     with pytest.raises(StageLostError, match=r"lost stage 1 \(CPU:1 on host0\): no answer for 1.5 s, though it lives"):
         backend.generate(PROMPTS, SamplingParams(2))
+
+
+def test_a_stage_that_ended_because_it_lost_another_is_not_to_blame() -> None:
+    """What it told may be read after its end is seen."""
+    with processes(patience=Patience(20, 5, 20)) as backend:
+        backend.start()
+        stages = backend._stages
+        assert stages is not None
+        os.kill(backend.pids[2], signal.SIGKILL)
+        for process in stages.processes[1:]:
+            process.join(20)
+        assert [process.exitcode for process in stages.processes] == [None, PeerError.exit_code, -signal.SIGKILL]
+        assert stages._watch() == Lost(2, "ended")
+        with pytest.raises(StageLostError, match=r"lost stage 2 .*killed by SIGKILL"):
+            backend.generate(PROMPTS, SamplingParams(12))
 
 
 def test_a_stage_that_is_lost_between_two_jobs_is_named_and_the_next_job_starts_anew(expected: list[Generation]) -> None:

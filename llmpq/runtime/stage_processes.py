@@ -134,9 +134,9 @@ class StageProcesses:
         return Lost(rank if suspect is None else suspect, reason)
 
     def _watch(self) -> Lost | None:
-        """Look for stages that ended, and at the signs of life of the others."""
+        """Look for stages that ended, and at the signs of life of the others. One that lost another tells so itself."""
         for rank, process in enumerate(self.processes):
-            if process.exitcode is not None:
+            if process.exitcode not in (None, PeerError.exit_code):
                 return Lost(rank, "ended")
         if time.monotonic() - self._heard_at < interval_s(self._patience):
             return None
