@@ -18,7 +18,7 @@ from cgroups import Group, Limits, groups
 
 WORK_S = (0.001, 0.010, 0.100)
 TOLERANCE = 0.10
-LEAST_PIECES_S = 0.6  # of work at every length, so that many periods are averaged
+LEAST_S = 0.6  # of work at every length, so that many periods are averaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,21 @@ class Calibration:
         return f"{self.name}: asked {self.asked:g} of a core, got {shares}{'' if self.is_good else ': off by more than 10 %'}"
 
 
-def calibrate(limits: dict[str, Limits], made: dict[str, Group]) -> tuple[Calibration, ...]:
+def calibrate(limits: dict[str, Limits], made: dict[str, Group], least_s: float = LEAST_S) -> tuple[Calibration, ...]:
     """Every group, one after the other, against an unthrottled process beside it in time."""
     found = []
     for name, group in made.items():
-        free, held = _rounds(None), _rounds(group)
+        free, held = _rounds(None, least_s), _rounds(group, least_s)
         found.append(Calibration(name, limits[name].cores, {work: free[work] / held[work] for work in WORK_S}))
     return tuple(found)
 
 
-def _rounds(group: Group | None) -> dict[float, float]:
+def _rounds(group: Group | None, least_s: float) -> dict[float, float]:
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_measure, args=(there,))
+    process = multiprocessing.get_context("fork").Process(target=_measure, args=(there, least_s))
     process.start()
+    there.close()
+    here.recv()
     if group is not None and process.pid is not None:
         group.add(process.pid)
     here.send("go")
@@ -59,13 +61,14 @@ def _rounds(group: Group | None) -> dict[float, float]:
     return seconds
 
 
-def _measure(connection: Connection) -> None:
+def _measure(connection: Connection, least_s: float) -> None:
     """Seconds per piece of work; a piece is a fixed number of turns, found by its CPU time, which throttling leaves alone."""
+    connection.send("ready")
     connection.recv()
     turns_per_s = median(_cpu_speed() for _ in range(5))
     seconds = {}
     for work in WORK_S:
-        turns, pieces = max(1, round(work * turns_per_s)), max(3, round(LEAST_PIECES_S / work))
+        turns, pieces = max(1, round(work * turns_per_s)), max(3, round(least_s / work))
         start = time.perf_counter()
         for _ in range(pieces):
             _spin(turns)
