@@ -1,5 +1,6 @@
 """Shared fixtures: golden files, the command line in this process, and compiled demo models."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ from tests.command_line import CLUSTER, WORKLOAD, Outcome, llmpq
 GOLDEN = Path(__file__).parent / "golden"
 Golden = Callable[[str, str], None]
 CommandLine = Callable[..., Outcome]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is tested in child processes, which ignore it where the tests were started in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -304,7 +304,6 @@ def held(*arguments):
     signal.pause()
     return written
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which those started in the background of a shell ignore
 write_stage, shards.write_stage = shards.write_stage, held
 main()
 """
