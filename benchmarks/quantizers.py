@@ -52,7 +52,7 @@ GROUPS = {"w8a16": (128,), "w4a16": (128, 64, 32), "w3a16": (128,), "w8a8": (Non
 KILLS = 20
 RESUME_WINDOWS = 2  # few: what is tested is the resuming, not the result
 HIDDEN, VOCABULARY = 2048, 1024
-SCORED_LAYERS, SCORED_TOKENS, SCORED = 4, 1024, PRECISIONS["w4a16"]
+SCORED_LAYERS, SCORED_TOKENS, SCORED = 2, 1024, PRECISIONS["w4a16"]
 
 
 @dataclass(frozen=True, slots=True)
