@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpq import Batch, Plan, Serving
+from llmpq.answers.pareto import ParetoPoint
 from llmpq.evaluation import Estimate
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import DeviceMemory, Optimality, Pipeline, Prediction, Quality, Stage
 from llmpq.planning.stage_seconds import StageSeconds, stage_seconds
 from llmpq.profiling.validation import Comparison, Validation
 from llmpq.quality_check import QualityCheck, Round
+from llmpq.report import front
 from llmpq.report.gantt import schedule_section
+from llmpq.report.how_to_run import Engines
 from llmpq.report.markup import tag, text
 from llmpq.report.page import Report, render
 from llmpq.report.spans import ROUNDS, Span, decode_spans, prefill_spans
@@ -59,7 +62,16 @@ def full(plan: Plan) -> Report:
     """A report with everything in it."""
     row = Comparison("decode", "CPU:0", "seconds", 0.5, 0.75, 0.8, 1.2)
     validation = Validation("tiny", WORKLOAD, "roofline", (row,), ())
-    return Report(plan, llama_graph(), check=CHECK, engines={"llmpq": True, "vllm": "no head of 64"}, validation=validation)
+    engines: Engines = {"llmpq": True, "vllm": "no head of 64"}
+    return Report(plan, llama_graph(), check=CHECK, engines=engines, validation=validation, front=front_of(plan))
+
+
+def front_of(plan: Plan) -> tuple[ParetoPoint, ...]:
+    """Twice as fast at twice the loss, not proven."""
+    return (
+        ParetoPoint(0.0125, 0.0125, plan.tokens_per_s, 3 * MIB, True, plan),
+        ParetoPoint(None, 0.025, 2 * plan.tokens_per_s, 2 * MIB, False, plan),
+    )
 
 
 def test_the_outline_of_a_page_without_times(plan: Plan, golden: Golden) -> None:
@@ -72,6 +84,17 @@ def test_a_page_refers_to_nothing_outside_of_itself(full: Report) -> None:
     assert not re.search(r"https?:|//[a-z]|@import|<(script|link|img|iframe|object)|\ssrc=", page)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
     assert all(str(found["href"]).startswith("#") for _, found in PageOutline(page).elements if "href" in found)
+
+
+def test_the_front_is_drawn_to_scale_with_the_plan_of_the_page_on_it(plan: Plan) -> None:
+    page = PageOutline(render(Report(plan, None, front=front_of(plan))))
+    dots = [(float(str(found["cx"])), float(str(found["cy"]))) for name, found in page.elements if name == "circle"]
+    (cross,) = (str(found["d"]) for _, found in page.elements if found.get("class") == "here")
+    bottom, (half, full) = front.HEIGHT - front.BELOW, dots
+    assert full == (front.WIDTH - front.EDGE, front.EDGE)
+    assert half == ((front.LEFT + full[0]) / 2, (bottom + full[1]) / 2)
+    assert cross == f"M{half[0] - 8} {half[1]}H{half[0] + 8}M{half[0]} {half[1] - 8}V{half[1] + 8}"
+    assert f"{2 * plan.tokens_per_s:.4g}, not proven" in page.text
 
 
 def test_every_reference_within_a_page_has_its_target(full: Report) -> None:

@@ -182,7 +182,6 @@ def _print_pipeline(plan: Plan) -> None:
         rate = f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
         console.print(f"predicted       {rate}; {format_phases(plan)} ({prediction.provenance})")
     console.print(f"quality         {format_quality(plan)}")
-    console.print(f"optimality      {format_optimality(plan)}")
 
 
 def print_kv_blocks(plan: Plan, graph: LayerGraph, engine: str) -> None:

@@ -15,8 +15,9 @@ from llmpq.units import format_bytes
 @click.option("--out", "-o", "out", type=OutputFile(), required=True, help="The HTML file to write.")
 @click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="The profile that the plan rests on.")
 @click.option("--validation", type=click.Path(path_type=Path, dir_okay=False), help="What `llmpq validate OUT --json` printed.")
+@click.option("--pareto", type=click.Path(path_type=Path, dir_okay=False), help="What `llmpq pareto MODEL --json` printed.")
 @output_options
-def command(path: Path, out: Path, profile: Path | None, validation: Path | None, as_json: bool) -> None:
+def command(path: Path, out: Path, profile: Path | None, validation: Path | None, pareto: Path | None, as_json: bool) -> None:
     """Write one self-contained page about a compiled model, or about a plan that `llmpq plan --json` printed.
 
     It shows memory, the precision of every layer, the schedule, quality and the commands to run. It needs no network.
@@ -32,6 +33,10 @@ def command(path: Path, out: Path, profile: Path | None, validation: Path | None
         from llmpq.profiling.validation import Validation
 
         report = replace(report, validation=loads(Validation, read_utf8(validation, "validation"), str(validation)))
+    if pareto is not None:
+        from llmpq.answers.pareto import ParetoPoint
+
+        report = replace(report, front=loads(tuple[ParetoPoint, ...], read_utf8(pareto, "Pareto front"), str(pareto)))
     page = render(report)
     out.write_text(page, encoding="utf-8")
     if as_json:

@@ -10,6 +10,7 @@ from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import stage_seconds
 from llmpq.printing import format_sizes, format_workload
 from llmpq.quality_check import QualityCheck
+from llmpq.report.front import front_section
 from llmpq.report.gantt import no_schedule_section, schedule_section
 from llmpq.report.how_to_run import Engines, run_section
 from llmpq.report.layers import layers_section
@@ -20,6 +21,7 @@ from llmpq.report.quality import quality_section
 from llmpq.report.words import summary_section
 
 if TYPE_CHECKING:
+    from llmpq.answers.pareto import ParetoPoint
     from llmpq.profiling.validation import Validation
 
 SECTIONS = {
@@ -37,7 +39,8 @@ class Report:
     """What a page is made of. graph: None where the times of stages cannot be told, with the reason in `no_graph`: no chart then.
 
     check: what was measured after quantizing. engines: of the compiled model; None for a plan alone. profile: what the plan
-    rests on, where its times were measured. validation: a run of the compiled model beside its predictions.
+    rests on, where its times were measured. validation: a run of the compiled model beside its predictions. front: what
+    `llmpq pareto` found.
     """
 
     plan: Plan
@@ -47,6 +50,7 @@ class Report:
     engines: Engines | None = None
     profile: Profile | None = None
     validation: "Validation | None" = None
+    front: "tuple[ParetoPoint, ...]" = ()
 
 
 def render(report: Report) -> str:
@@ -62,6 +66,7 @@ def render(report: Report) -> str:
         timing,
         *([] if report.validation is None else [measured_section(report.validation)]),
         quality_section(plan, report.check),
+        *([front_section(plan, report.front)] if report.front else []),
         run_section(plan, report.engines),
         id="main",
     )
@@ -78,7 +83,8 @@ def _head(plan: Plan) -> Markup:
 
 def _header(report: Report) -> Markup:
     plan, measured = report.plan, {} if report.validation is None else {"measured": "Measured"}
-    links = [tag("a", name, href=f"#{identity}") for identity, name in (SECTIONS | measured).items()]
+    front = {"front": "Pareto front"} if report.front else {}
+    links = [tag("a", name, href=f"#{identity}") for identity, name in (SECTIONS | measured | front).items()]
     stages = f"{len(plan.stages)} stage{'s' * (len(plan.stages) != 1)} on {plan.cluster.name}"
     return tag(
         "header",
