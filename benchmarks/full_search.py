@@ -1,4 +1,4 @@
-"""Full search benchmark: plans for batch and serving on 17 clusters, beside every baseline, and where the gain comes from.
+"""Full search benchmark: plans for batch and serving on 19 clusters, with one pipeline and with several, beside every baseline.
 
 python benchmarks/full_search.py [--case NUMBER]... [--workload batch|serving]    (also: python benchmarks/planner.py --search)
 """
@@ -18,11 +18,13 @@ from planner import machine
 
 from llmpq.compiler import plan as make_program
 from llmpq.errors import InfeasibleError, LlmpqError, TimeLimitError
+from llmpq.options import MOST_REPLICAS
 from llmpq.passmanager import PASSES, parse_pipeline, run_passes
 from llmpq.plan import Plan
 from llmpq.planning import fit
 from llmpq.planning.baselines import even_splits, only_option
 from llmpq.planning.candidates import Group
+from llmpq.planning.replicas import replicas
 from llmpq.planning.search import Found, Space, Start, search
 from llmpq.printing import format_ranges
 from llmpq.program import Program, Target
@@ -39,7 +41,7 @@ BATCH, SERVING = Batch(32, 512, 100), Serving(4.0, 512, 200)
 FEW_DEVICES, FEW_LIMIT_S, MANY_LIMIT_S = 8, 5.0, 60.0
 LADDER_LIMIT_S, LADDER_GAP = 5.0, 5e-3  # for each step; the search that is timed has its own
 MOST_MIXES = 16  # of one precision for each type of device: more are not tried
-JOINT = ("assign-joint", "assign-robust")
+JOINT = ("assign-joint", "assign-robust", "assign-given")
 BASELINES = ("assign-hand", "assign-even", "assign-fastest")
 
 
@@ -70,6 +72,8 @@ CASES = (
     Case("qwen2.5-32b", "1xA100-80,1xL4", "vllm"),
     Case("llama-3-70b", "2xT4,2xL4,2xV100-32,2xA100-40"),
     Case("bloom-176b", "4xT4,4xL4,4xV100-32,4xA100-40"),
+    Case("llama-3-8b", "2xT4,4xL4,2xA100-40", "vllm"),
+    Case("qwen2.5-7b", "4xL4", "vllm"),
 )
 ORIGINAL = 11  # the first ones are the clusters of the LLM-PQ paper (links assumed, it does not record them)
 
@@ -121,7 +125,11 @@ def measured(case: Case, workload: Workload, baselines: tuple[str, ...]) -> dict
         return found
     program = limited(program, limit)
     found["baselines"] = {name: solved(program, name) for name in baselines}
-    found["never_worse"] = never_worse(program, joint, found["baselines"])
+    several = solved(several_allowed(program), "assign-joint")
+    found["several"] = several
+    if isinstance(workload, Batch):
+        found["baselines"]["replicas"] = shared_out(program)
+    found["never_worse"] = never_worse(program, joint, found["baselines"], several)
     found["ladder"] = ladder(limited(program, LADDER_LIMIT_S), joint)
     return found
 
@@ -164,8 +172,22 @@ def solved(program: Program, name: str) -> dict[str, Any]:
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    load, optimality = plan.prediction.load, plan.optimality
+    """The plan in figures; several pipelines one by one beside those of all together."""
+    if len(plan.pipelines) > 1:
+        weights = [pipeline.replica.weight for pipeline in plan.pipelines if pipeline.replica is not None]
+        each = [{"weight": weight, **figures(one)} for weight, one in zip(weights, plan.replicas)]
+        return {**overall(plan), "pipelines": each}
+    load = plan.prediction.load
     sizes = [plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch]
+    return {
+        **overall(plan),
+        "sizes": sizes if load is None else [load.in_flight, load.running // load.in_flight, load.token_budget],
+        "stages": [{"device": stage.device, "layers": format_ranges(stage.options, stage.first_layer)} for stage in plan.stages],
+    }
+
+
+def overall(plan: Plan) -> dict[str, Any]:
+    optimality = plan.optimality
     return {
         "tokens_per_s": plan.tokens_per_s,
         "objective": optimality.objective,
@@ -173,17 +195,40 @@ def figures(plan: Plan) -> dict[str, Any]:
         "gap": optimality.gap,
         "proven": optimality.proven,
         "sensitivity": plan.quality.sensitivity,
-        "sizes": sizes if load is None else [load.in_flight, load.running // load.in_flight, load.token_budget],
-        "stages": [{"device": stage.device, "layers": format_ranges(stage.options, stage.first_layer)} for stage in plan.stages],
     }
 
 
-def never_worse(program: Program, joint: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """Whether the joint plan is as fast as each baseline, up to the gap asked for; where one broke the budget, at its loss."""
+def several_allowed(program: Program) -> Program:
+    """The program for which more than one pipeline may be planned, in the same time."""
+    return replace(program, request=replace(program.request, replicas=MOST_REPLICAS))
+
+
+def shared_out(program: Program) -> dict[str, Any]:
+    """The baseline of one replica per device, of which no plan is made."""
+    wall = time.perf_counter()
+    try:
+        found = replicas(program)
+    except LlmpqError as error:
+        return {"error": str(error).splitlines()[0], "wall_s": time.perf_counter() - wall}
+    budget = program.request.target.budget
+    over = budget is not None and found.sensitivity > budget * (1 + 1e-9)
+    head = {"tokens_per_s": found.tokens_per_s, "sensitivity": found.sensitivity, "over_budget": over}
+    return {**head, "devices": list(found.devices), "shares": list(found.shares), "wall_s": time.perf_counter() - wall}
+
+
+def never_worse(
+    program: Program, joint: dict[str, Any], baselines: dict[str, dict[str, Any]], several: dict[str, Any]
+) -> dict[str, bool]:
+    """Whether the joint plan is as fast as each baseline, up to the gap asked for; where one broke the budget, at its loss.
+
+    The baseline of replicas is compared with the plan that may have several pipelines.
+    """
     found = {}
     for name, entry in baselines.items():
         if "error" in entry:
             continue
+        if name == "replicas":
+            program, joint = several_allowed(program), several
         against = joint
         if entry["over_budget"]:
             against = solved(within(program, entry["sensitivity"] * (1 + 1e-6)), "assign-joint")
@@ -301,7 +346,7 @@ def line(number: int, name: str, entry: dict[str, Any]) -> str:
         told.append(f"{baseline.removeprefix('assign-')} {shown}")
     gap = f"gap {joint['gap']:.2%} {'proven' if joint['proven'] else 'open'}"
     speed = f"{joint['tokens_per_s']:.1f}{'*' * joint['over_budget']} tokens/s"
-    return f"{head} {joint['cpu_s']:6.2f} s  {gap}  {speed}; {', '.join(told)}; {climbed(entry)}"
+    return f"{head} {joint['cpu_s']:6.2f} s  {gap}  {speed}; {', '.join(told)}; {climbed(entry)}; {several_cells(entry)}"
 
 
 def climbed(entry: dict[str, Any]) -> str:
@@ -320,7 +365,11 @@ def markdown(cases: dict[str, Any]) -> str:
     ladders = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines = []
     for name in ("batch", "serving"):
-        lines += ["", f"| {name} | model | cluster | engine | joint | hand | even | fastest | gap | CPU s |", "|---" * 10 + "|"]
+        lines += [
+            "",
+            f"| {name} | model | cluster | engine | joint | hand | even | fastest | gap | CPU s | pipes | gain | gap | CPU s |",
+        ]
+        lines += ["|---" * 14 + "|"]
         for number in range(1, len(CASES) + 1):
             entry = cases.get(f"{number}-{name}")
             if entry is None or "error" in entry["joint"]:
@@ -329,9 +378,21 @@ def markdown(cases: dict[str, Any]) -> str:
             cells = [f"**{joint['tokens_per_s']:.4g}**", *(speed_cell(others[baseline]) for baseline in BASELINES)]
             gap = f"{joint['gap']:.2%}{'' if joint['proven'] else ' open'}"
             where = f"| {number} | {entry['model']} | {entry['cluster']} | {entry['engine']} "
-            lines.append(where + "".join(f"| {cell} " for cell in (*cells, gap, f"{joint['cpu_s']:.1f}")) + "|")
+            lines.append(
+                where + "".join(f"| {cell} " for cell in (*cells, gap, f"{joint['cpu_s']:.1f}", *several_cells(entry))) + "|"
+            )
             ladders.append(f"| {number} {name} | " + " | ".join(ladder_cells(entry["ladder"])) + " |")
     return "\n".join([*lines, "", *ladders])
+
+
+def several_cells(entry: dict[str, Any]) -> list[str]:
+    """Where more than one pipeline may be planned: how many there are, the factor that they bring, gap and seconds."""
+    several, joint = entry.get("several"), entry["joint"]
+    if several is None or "error" in several:
+        return ["-", "", "", ""]
+    factor = several["tokens_per_s"] / joint["tokens_per_s"]
+    gap = f"{several['gap']:.2%}{'' if several['proven'] else ' open'}"
+    return [str(len(several.get("pipelines", "1"))), f"x{factor:.2f}", gap, f"{several['cpu_s']:.1f}"]
 
 
 def speed_cell(entry: dict[str, Any]) -> str:
