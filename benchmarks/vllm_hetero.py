@@ -30,7 +30,7 @@ from llmpq.compiler import compile
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "vllm_hetero.json"
-NAMES = ("one-to-one", "two-to-one", "four-to-one", "slow-link", "four-two-one", "unlike-instructions")
+NAMES = ("four-to-one", "two-to-one", "one-to-one", "slow-link", "four-two-one", "unlike-instructions")
 LOADS = ("batch", "serving")
 KL_TOKENS = 1024
 HEAD_SCALE = 0.08  # standard deviation of the tied embedding: logits then spread like those of a trained model, by about 2.6

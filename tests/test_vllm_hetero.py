@@ -196,16 +196,3 @@ def test_ctrl_c_ends_a_run_with_its_groups_and_processes(fake_python: Path, tmp_
     cgroups = hetero("cgroups")
     left = [path for folder in (cgroups.ROOT, cgroups.ROOT / "cpu") for path in folder.glob(f"{cgroups.PREFIX}-{process.pid}-*")]
     assert left == []
-
-
-def test_a_slow_link_is_gone_when_it_is_left() -> None:
-    links = hetero("links")
-    if reason := links.unavailable():
-        pytest.skip(reason)
-    with pytest.raises(KeyboardInterrupt), links.slow_loopback(12.5e6) as path:
-        inside = subprocess.run(
-            ["ip", "netns", "exec", path.name, "tc", "qdisc", "show", "dev", "lo"], capture_output=True, text=True, check=True
-        )
-        assert "tbf" in inside.stdout and "100Mbit" in inside.stdout
-        raise KeyboardInterrupt
-    assert not path.exists()

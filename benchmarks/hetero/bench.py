@@ -74,7 +74,8 @@ class Bench:
     def _rows_of(self, load: str, option: str, hand: Placed | None, even: Placed | None, jobs: list[dict[str, Any]]) -> None:
         """llmpq within the loss of the precision that the best by hand has, in turns with it; the others after them."""
         budget = option if option in UNIFORM[1:] else UNIFORM[1]
-        others = {f"llmpq at the loss of {o}": self.case.planned_placement(load, o) for o in UNIFORM[1:] if o != budget}
+        wanted = UNIFORM[1:] if load == "batch" else ()
+        others = {f"llmpq at the loss of {o}": self.case.planned_placement(load, o) for o in wanted if o != budget}
         named = {"assign-hand": hand, "llmpq": self.case.planned_placement(load, budget), **others}
         self._in_turns(load, {name: placed for name, placed in named.items() if placed is not None}, jobs)
         if even is not None:

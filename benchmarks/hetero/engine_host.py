@@ -124,7 +124,7 @@ def serve(engine: dict[str, Any], connection: Connection) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
         for ident in shared:  # segments that vLLM's ranks leave when they are ended
-            for path in Path("/dev/shm").glob(f"vllm_dist_{ident}*"):
+            for path in Path("/dev/shm").glob(f"{ident}*"):
                 path.unlink(missing_ok=True)
         os._exit(0)
 

@@ -2,7 +2,7 @@
 
 import os
 
-NAMESPACE = "HETERO_NAMESPACE"  # a file of /run/netns: this rank's messages to others go through its interfaces
+LINK = "HETERO_LINK"  # bytes per second at which a rank hands its tensors to the next one; empty: as fast as it can
 ISA = "HETERO_ISA"
 AVX2 = "CPU-AVX2"  # the device type whose ranks use no wider instructions, in torch, oneDNN and vLLM's own kernels
 WIDER = ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported")

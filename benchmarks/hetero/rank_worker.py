@@ -1,18 +1,16 @@
-"""RankWorker: llmpq's worker of vLLM, made fit for a benchmark of unlike devices: in a namespace of its own, without spinning."""
+"""RankWorker: llmpq's worker of vLLM, fit for a benchmark of unlike devices: without spinning, over a link as slow as asked."""
 
-import ctypes
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import zmq  # type: ignore[import-not-found]
 from llmpq_vllm_plugin import Worker  # type: ignore[import-not-found]
-from rank_environment import NAMESPACE
+from rank_environment import LINK
+from vllm.distributed import get_pp_group  # type: ignore[import-not-found]
 from vllm.distributed.device_communicators import shm_broadcast  # type: ignore[import-not-found]
 
 POLL_MS = 1
-CLONE_NEWNET = 0x40000000
 
 
 def do_not_spin() -> None:
@@ -33,10 +31,9 @@ class RankWorker(Worker):  # type: ignore[misc]
     """The plugin's worker; what a benchmark asks of it are methods, called by `collective_rpc`."""
 
     def init_device(self) -> None:
-        path = os.environ.get(NAMESPACE)
-        if path:
-            enter_namespace(path)
         super().init_device()
+        if bandwidth := os.environ.get(LINK):
+            slow_sends(get_pp_group(), float(bandwidth))
 
     def rank_facts(self) -> dict[str, Any]:
         """Process id, instruction set, bytes of weights and of the cache, and the CPU time up to now."""
@@ -57,12 +54,15 @@ class RankWorker(Worker):  # type: ignore[misc]
         }
 
 
-def enter_namespace(path: str) -> None:
-    """Move this thread, and those that it starts from now on, into a network namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path(path).open() as file:
-        if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"{path}: setns failed; root is needed")
+def slow_sends(group: Any, bandwidth_bytes_per_s: float) -> None:
+    """A rank is held while its tensors would travel: vLLM's ranks of one host hand them over in shared memory, past any `tc`."""
+    send = group.isend_tensor_dict
+
+    def slowly(tensors: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        time.sleep(sum(tensor.nbytes for tensor in tensors.values()) / bandwidth_bytes_per_s)
+        return send(tensors, *args, **kwargs)
+
+    group.isend_tensor_dict = slowly
 
 
 do_not_spin()

@@ -10,9 +10,8 @@ from typing import Any
 from hetero.calibration import Calibration, calibrate
 from hetero.cgroups import Group, Limits, groups
 from hetero.engine import Host, engine_host
-from hetero.links import slow_loopback
 from hetero.placing import Placed
-from hetero.rank_environment import AVX2, NAMESPACE, variables
+from hetero.rank_environment import AVX2, LINK, variables
 
 from llmpq.hardware.cluster import Cluster
 
@@ -40,13 +39,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`environment`: of each device's rank."""
+    """link_bytes_per_s: between ranks; None: as fast as they can."""
 
     cluster: Cluster
     host: Host
     limits: dict[str, Limits]
     made: dict[str, Group]
-    namespace: str | None
+    link_bytes_per_s: float | None
 
     def calibrate(self) -> tuple[Calibration, ...]:
         """Repeated once where a device is off."""
@@ -72,7 +71,7 @@ class Session:
     def _engine(self, placed: Placed) -> dict[str, Any]:
         types = [self.cluster.device(name).type.name for name in placed.settings.devices]
         engine = placed.engine()
-        engine["environment"] = {NAMESPACE: self.namespace or "", **({"GLOO_SOCKET_IFNAME": "lo"} if self.namespace else {})}
+        engine["environment"] = {LINK: "" if self.link_bytes_per_s is None else str(self.link_bytes_per_s)}
         if AVX2 in types:
             engine["rank_environments"] = [variables(name) for name in types]
         return engine
@@ -92,10 +91,9 @@ def _together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def session(cluster: Cluster, log: Path, slow_link: bool) -> Iterator[Session]:
-    """Groups, link and warm host of a cluster whose devices' `speed` is their share of a core; all gone on leaving."""
+    """Groups and warm host of a cluster whose devices' `speed` is their share of a core; all gone on leaving."""
     limits = {device.name: Limits(device.speed) for device in cluster.devices}  # memory: what vLLM's cache is given
     with ExitStack() as stack:
         made = stack.enter_context(groups(limits))
-        namespace = stack.enter_context(slow_loopback(cluster.within_host.bandwidth_bytes_per_s)) if slow_link else None
         host = stack.enter_context(engine_host(log))
-        yield Session(cluster, host, limits, made, None if namespace is None else str(namespace))
+        yield Session(cluster, host, limits, made, cluster.within_host.bandwidth_bytes_per_s if slow_link else None)
