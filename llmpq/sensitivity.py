@@ -42,9 +42,7 @@ def prior(graph: LayerGraph, options: tuple[LayerOption, ...]) -> SensitivityTab
     """The documented prior: each precision's published joint increase, spread over the layers by their weights."""
     kinds = [graph.kind_of(i) for i in range(graph.num_layers)]
     total = sum(linear.in_features * linear.out_features * linear.experts for kind in kinds for linear in kind.linears)
-    rows = tuple(
-        tuple(_prior_nats(kind, option) / total if kind.is_quantizable else 0.0 for option in options) for kind in kinds
-    )
+    rows = tuple(tuple(_prior_nats(kind, option) / total if kind.is_quantizable else 0.0 for option in options) for kind in kinds)
     return SensitivityTable(
         tuple(option.name for option in options),
         rows,

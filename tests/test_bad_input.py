@@ -235,9 +235,7 @@ def test_verify_names_the_shard_that_is_damaged(harm: object, told: str, cli: Co
 
 @pytest.mark.parametrize("how", [(), ("--processes",)])
 @pytest.mark.parametrize(("harm", "told"), [(truncate, "truncated"), (alter, "altered"), (Path.unlink, "missing")])
-def test_run_names_the_shard_that_is_damaged(
-    how: tuple[str, ...], harm: object, told: str, cli: CommandLine, copy: Path
-) -> None:
+def test_run_names_the_shard_that_is_damaged(how: tuple[str, ...], harm: object, told: str, cli: CommandLine, copy: Path) -> None:
     assert callable(harm)
     harm(copy / SHARD)
     outcome = cli("run", copy, "--prompt", "x", *how)

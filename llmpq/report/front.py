@@ -16,9 +16,7 @@ TICKS = 4
 
 def front_section(plan: Plan, front: "tuple[ParetoPoint, ...]") -> Markup:
     """`front`: by rising loss, of the same model and cluster as the plan, which need not be one of its points."""
-    words = (
-        "The fastest plan at each loss: none is both slower and worse than another. The cross is the plan of this page."
-    )
+    words = "The fastest plan at each loss: none is both slower and worse than another. The cross is the plan of this page."
     title = f"{len(front)} plans, loss and speed"
     figure = tag("figure", tag("figcaption", title), scrolling(title, _chart(title, plan, front)))
     header = ("loss, nats per token", "perplexity", "tokens/s", "memory", "layers at each precision")
