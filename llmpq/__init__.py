@@ -6,7 +6,7 @@ What it is given: a model (hub id, directory, `demo`, a bundled name, nn.Module)
     decide    make_plan, max_context, max_batch, whatif, pareto, simulate
     ask       explain, diff, write_report
     make      compile, compile_plan, load; CompiledModel.generate, .export, .vllm, .explain
-    measure   profile, validate, evaluate
+    measure   profile, validate, evaluate, measure_sensitivity; solve, for a bare problem
     on disk   load_plan, save_plan
 
 Modules are imported when a name is first used, so that `import llmpq` stays fast and free of torch.
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         make_plan,
         max_batch,
         max_context,
+        measure_sensitivity,
         pareto,
         profile,
         simulate,
+        solve,
         validate,
         whatif,
         write_report,
@@ -56,10 +58,12 @@ _HOME = {
     "make_plan": "llmpq.api",
     "max_batch": "llmpq.api",
     "max_context": "llmpq.api",
+    "measure_sensitivity": "llmpq.api",
     "pareto": "llmpq.api",
     "profile": "llmpq.api",
     "save_plan": "llmpq.answers.plan_file",
     "simulate": "llmpq.api",
+    "solve": "llmpq.api",
     "validate": "llmpq.api",
     "whatif": "llmpq.api",
     "write_report": "llmpq.api",
@@ -80,10 +84,12 @@ __all__ = [
     "make_plan",
     "max_batch",
     "max_context",
+    "measure_sensitivity",
     "pareto",
     "profile",
     "save_plan",
     "simulate",
+    "solve",
     "validate",
     "whatif",
     "write_report",

@@ -10,6 +10,7 @@ from llmpq.hardware.cluster import Cluster
 from llmpq.options import PlanningOptions
 from llmpq.plan import Plan
 from llmpq.program import Program
+from llmpq.solver.solution import DEFAULT_GAP
 from llmpq.workload import Serving, Workload
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from llmpq.evaluation import Evaluation
     from llmpq.planning.limits import Limit
     from llmpq.profiling.validation import Validation
+    from llmpq.sensitivity import SensitivityTable
     from llmpq.simulation.percentiles import Service
+    from llmpq.solver.solution import Solution
 
 Where = Cluster | str | Path  # a cluster, a cluster file, "3xT4,1xV100-32" or "local"
 SEARCH_LIMIT_S = 5.0  # of each search of an answer that plans many times
@@ -193,6 +196,32 @@ def evaluate(model: Path | str, text: str, against: Path | str | None = None, ma
     return evaluate(str(model), text, None if against is None else str(against), max_tokens=max_tokens)
 
 
+def measure_sensitivity(
+    model: Any,
+    indicator: str = "fisher",
+    precisions: str = "16,w8a8,w8a16,w4a16",
+    granularity: str = "layer",
+    text: str | None = None,
+) -> "SensitivityTable":
+    """The expected increase of the loss, nats per token, of each layer at each precision (`llmpq sensitivity`).
+
+    text: a file, .jsonl file or dataset:NAME; a bundled one by default. What was measured once is kept and not measured again.
+    """
+    from llmpq.layer_option import parse_options
+    from llmpq.measuring import sensitivity_of
+
+    options = parse_options(precisions, granularity)
+    return sensitivity_of(model, indicator, options, text, _warn, lambda what, done, total: None)
+
+
+def solve(problem: Path | str, gap: float = DEFAULT_GAP, time_limit_s: float | None = None) -> "Solution":
+    """The best assignment of a bare problem on disk (llmpq-problem-2) and a bound of all (`llmpq solve`)."""
+    from llmpq.solver.problem import load_problem
+    from llmpq.solver.solve import solve
+
+    return solve(load_problem(Path(problem)), gap=gap, time_limit_s=time_limit_s)
+
+
 def write_report(plan: Path | str, out: Path | str, profile: Path | str | None = None) -> Path:
     """One self-contained HTML page about a compiled model or a plan on disk (`llmpq report`); returns its path."""
     from llmpq.report.page import render
@@ -201,6 +230,10 @@ def write_report(plan: Path | str, out: Path | str, profile: Path | str | None =
     path = Path(out)
     path.write_text(render(read_report(Path(plan), None if profile is None else Path(profile))), encoding="utf-8")
     return path
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, LlmpqWarning, stacklevel=4)
 
 
 def _told(program: Program) -> Program:

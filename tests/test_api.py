@@ -41,8 +41,10 @@ FUNCTIONS = {
     "diff": ["diff"],
     "whatif": ["whatif"],
     "pareto": ["pareto"],
+    "sensitivity": ["measure_sensitivity"],
+    "solve": ["solve"],
 }
-COMMAND_LINE_ONLY = {"sensitivity", "solve", "devices", "passes", "backends", "completion"}
+COMMAND_LINE_ONLY = {"devices", "passes", "backends", "completion"}  # lists, and what a shell is told
 
 
 def test_every_command_has_its_function() -> None:
@@ -146,3 +148,11 @@ def test_a_plan_on_disk_is_compiled(tmp_path: Path) -> None:
     assert compiled.plan.stages == plan.stages
     devices = {row.device for row in llmpq.validate(compiled, quick=True).rows}
     assert {stage.device for stage in plan.stages} <= devices
+
+
+def test_a_sensitivity_and_a_bare_problem_are_answered_as_on_the_command_line(cli: CommandLine, tmp_path: Path) -> None:
+    table = llmpq.measure_sensitivity("demo", "prior", "16,w4a16", "part")
+    said = cli("sensitivity", "demo", "--indicator", "prior", "--precisions", "16,w4a16", "--granularity", "part", "--json")
+    assert to_json(table) == json.loads(said.out) and "w4a16/16" in table.options
+    problem = next((ROOT / "benchmarks" / "data" / "planning").glob("*.json"))
+    assert llmpq.solve(problem).objective == pytest.approx(json.loads(cli("solve", problem).out)["objective"], rel=1e-4)

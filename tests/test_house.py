@@ -21,7 +21,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
     **dict.fromkeys(
-        ("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report", "api", "scoring"), 5
+        ("compiler", "compiled", "explaining", "quality_loop", "profiling", "lm_eval", "report", "api", "scoring", "measuring"), 5
     ),
     **dict.fromkeys(("commands", "replicated", "cli", "__main__", "__init__"), 5),
 }

@@ -8,7 +8,6 @@ import click
 from llmpq.commands import completions
 from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
-from llmpq.errors import InputError
 
 if TYPE_CHECKING:
     from llmpq.quantization.agreement import Agreement
@@ -38,62 +37,25 @@ def command(
 
     What was measured once on the same model and text is kept, also when this is interrupted, and not measured again.
     """
-    from llmpq.frontend.cached_graphs import layer_graph_of
-    from llmpq.frontend.models import resolve
     from llmpq.layer_option import parse_options
-    from llmpq.passes.estimate_sensitivity import INDICATORS
+    from llmpq.measuring import check_indicator, measurements, sensitivity_of
     from llmpq.precision import parse_precisions
     from llmpq.printing import format_sensitivity
-    from llmpq.sensitivity import prior
     from llmpq.serialize import dumps
-    from llmpq.suggest import did_you_mean
 
-    known = tuple(name for name in INDICATORS if name != "auto")
-    if indicator not in known:
-        raise InputError(f"indicator {indicator!r} is unknown; known are {', '.join(known)}{did_you_mean(indicator, known)}")
+    check_indicator(indicator)
     chosen = parse_options(precisions, granularity)
     if compare:
-        _compare(_measurements(model, text), parse_precisions(precisions), as_json)
+        _compare(measurements(model, text, notice), parse_precisions(precisions), as_json)
         return
-    if indicator == "prior":
-        table = prior(layer_graph_of(resolve(model, weights=False)), chosen)
-    else:
-        from llmpq.quantization.indicators import table_of
-
-        measured = _measurements(model, text)
-        with progress() as advance:
-            table = table_of(indicator, measured, chosen, advance)
+    with progress() as advance:
+        table = sensitivity_of(model, indicator, chosen, text, notice, advance)
     if out is not None:
         out.write_text(dumps(table), encoding="utf-8")
     if as_json:
         print_json(table)
     else:
         stdout().print(format_sensitivity(table))
-
-
-def _measurements(model: str, text: str | None) -> "Measurements":
-    """Of a model with weights that fits in this machine's memory; else InputError."""
-    from llmpq.checkpoint.reader import Checkpoint
-    from llmpq.frontend.cached_graphs import layer_graph_of
-    from llmpq.frontend.models import resolve
-    from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
-    from llmpq.program import Calibration
-    from llmpq.quantization.room import no_room_for
-    from llmpq.quantization.scoring import Measurements
-
-    source = resolve(model, weights=True)
-    if source.directory is None:
-        raise InputError(f"model {model!r} is a configuration without weights; give a directory or hub id, or --indicator prior")
-    reason = no_room_for(Checkpoint.open(source.directory))
-    if reason is not None:
-        raise InputError(f"model {model!r} cannot be measured: {reason}; use --indicator prior, or a machine with more")
-    said = None if text is not None else bundled_text_notice("sensitivity is measured", source.name, "--text")
-    if said is not None:
-        notice(said)
-    ids, name = read_tokens(source.directory, text or CALIBRATE)
-    if len(ids) < 2:
-        raise InputError(f"calibration text {name} has {len(ids)} tokens; at least 2 are needed, some thousands are better")
-    return Measurements.of(layer_graph_of(source), Calibration(source.directory, ids, name))
 
 
 def _compare(measured: "Measurements", precisions: Any, as_json: bool) -> None:
