@@ -1,12 +1,15 @@
 """Plan: what runs where, at which precision, and what is predicted of it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.serialize import RARE
 from llmpq.workload import Batch, Serving, Workload
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 PLAN_FORMAT = "llmpq-plan-1"
@@ -189,6 +192,12 @@ class Plan:
         devices = ", ".join(dict.fromkeys(stage.device for pipeline in self.pipelines for stage in pipeline.stages))
         predicted = f"{self.tokens_per_s:.4g} tokens/s, +{self.quality.sensitivity:.4f} nats per token"
         return f"Plan({self.model!r} on {devices}: {predicted})"
+
+    def __rich__(self) -> "Text":
+        """The canonical printout, for rich."""
+        from rich.text import Text
+
+        return Text(str(self))
 
     @property
     def pipeline(self) -> Pipeline:

@@ -156,3 +156,11 @@ def test_a_sensitivity_and_a_bare_problem_are_answered_as_on_the_command_line(cl
     assert to_json(table) == json.loads(said.out) and "w4a16/16" in table.options
     problem = next((ROOT / "benchmarks" / "data" / "planning").glob("*.json"))
     assert llmpq.solve(problem).objective == pytest.approx(json.loads(cli("solve", problem).out)["objective"], rel=1e-4)
+
+
+def test_plans_and_clusters_are_their_text_where_rich_prints_them(mixed_out: Path) -> None:
+    plan = llmpq.load_plan(mixed_out)
+    for value in (plan, plan.cluster):
+        console = Console(width=200, file=StringIO())
+        console.print(value)
+        assert isinstance(console.file, StringIO) and console.file.getvalue() == f"{value}\n"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmpq.errors import ClusterError
 from llmpq.hardware.cluster_spec import ClusterSpec, DeviceEntry, device_names, parse_short
@@ -9,6 +10,9 @@ from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.link import SAME_DEVICE, Link, PairLink
 from llmpq.hardware.link_table import implied_kind
 from llmpq.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 __all__ = ["Cluster", "Device", "Link", "PairLink"]
 
@@ -94,6 +98,12 @@ class Cluster:
     def __str__(self) -> str:
         """A line per device: name, host, memory for the model, speed and price where they are told."""
         return "\n".join((f"cluster {self.name}", *(f"  {device}" for device in self.devices)))
+
+    def __rich__(self) -> "Text":
+        """The same lines, for rich."""
+        from rich.text import Text
+
+        return Text(str(self))
 
     def device(self, name: str) -> Device:
         """The device of that name, in any case. Raises ClusterError that lists the names."""
