@@ -156,7 +156,7 @@ def _divergence(inputs: Inputs, row: dict[str, Any]) -> float:
     """Nats per token between the dequantized model of a row and the original, over the report text."""
     model = Path(row["model"]).parent.parent / "out" if "planned" in row["model"] else Path(row["model"])
     said = _llmpq("eval", model, "--text", "report", "--against", inputs.model, "--max-tokens", KL_TOKENS, "--json")
-    return float(json.loads(said)["kl"]["mean"])
+    return float(json.loads(said)["kl"])
 
 
 def _unless(path: Path, make: Callable[[Path], object]) -> None:
