@@ -20,7 +20,6 @@ from llmpq.costs.profile import Profile
 from llmpq.costs.step import Step
 from llmpq.frontend.models import ModelSource
 from llmpq.precision import PRECISIONS, Precision, parse_precisions
-from llmpq.profiling.measure import repeated
 from llmpq.profiling.sizes import VLLM_FULL, VLLM_QUICK, Size
 from llmpq.profiling.vllm_model import Arrangement
 from llmpq.profiling.vllm_profiler import VllmSubject, profile_in_vllm, vllm_subject
@@ -44,12 +43,13 @@ STEPS = {
     "decode": (Size(3, 1, 100), Size(8, 1, 64), Size(12, 1, 200), Size(24, 1, 160)),
     "mixed": (Size(1, 40, 40, 6, 100), Size(1, 100, 100, 12, 200), Size(2, 96, 96, 20, 150)),
 }
+PASSES = 2  # of a step in a round, after one that warms up
 RESULTS = Path(__file__).parent / "results" / "vllm_profile.json"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a step of the whole model at a precision: predicted, and the median of each round."""
+    """Seconds of a step of the whole model at a precision: predicted, and of every pass in every round."""
 
     precision: str
     kind: str
@@ -92,16 +92,15 @@ def step_with_prompts(size: Size) -> Step:
 
 
 def rows_of(profile: Profile, subject: VllmSubject, name: str, rounds: int) -> list[Row]:
-    """All steps in every round, in one process."""
+    """All steps in every round, in one process: other work on the machine rarely lasts for all rounds."""
     options = options_of(name, subject.graph.num_layers)
     arrangement = Arrangement(subject.graph, options)
     sizes = [size for several in STEPS.values() for size in several]
     seconds: dict[Size, list[float]] = {size: [] for size in sizes}
     with TemporaryDirectory() as folder, subject.opened(arrangement, sizes, Path(folder)) as probe:
-        for _ in range(rounds):
-            for size in sizes:
-                passes = repeated(lambda: probe.step_times(**asdict(size)))  # noqa: B023
-                seconds[size].append(statistics.median(times.total_s for times in passes))
+        for size in sizes * rounds:
+            probe.step_times(**asdict(size))  # warms up
+            seconds[size] += [probe.step_times(**asdict(size)).total_s for _ in range(PASSES)]
     low, high = profile.band
     found = []
     for kind, several in STEPS.items():
