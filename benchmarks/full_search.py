@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from planner import machine
+from machine import machine
 
 from llmpq.compiler import plan as make_program
 from llmpq.errors import InfeasibleError, LlmpqError, TimeLimitError

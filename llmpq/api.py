@@ -222,13 +222,23 @@ def solve(problem: Path | str, gap: float = DEFAULT_GAP, time_limit_s: float | N
     return solve(load_problem(Path(problem)), gap=gap, time_limit_s=time_limit_s)
 
 
-def write_report(plan: Path | str, out: Path | str, profile: Path | str | None = None) -> Path:
-    """One self-contained HTML page about a compiled model or a plan on disk (`llmpq report`); returns its path."""
+def write_report(
+    plan: Path | str,
+    out: Path | str,
+    profile: Path | str | None = None,
+    validation: Path | str | None = None,
+    pareto: Path | str | None = None,
+) -> Path:
+    """One self-contained HTML page about a compiled model or a plan on disk (`llmpq report`); returns its path.
+
+    profile: the file that the plan rests on; validation, pareto: what those commands printed as JSON.
+    """
     from llmpq.report.page import render
     from llmpq.report.sources import read_report
 
     path = Path(out)
-    path.write_text(render(read_report(Path(plan), None if profile is None else Path(profile))), encoding="utf-8")
+    given = (None if file is None else Path(file) for file in (profile, validation, pareto))
+    path.write_text(render(read_report(Path(plan), *given)), encoding="utf-8")
     return path
 
 

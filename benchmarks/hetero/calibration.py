@@ -10,11 +10,12 @@ import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, __file__.rsplit("/", 1)[0])
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cgroups import Group, Limits, groups
+from hetero.cgroups import Group, Limits, groups
 
 WORK_S = (0.001, 0.010, 0.100)
 TOLERANCE = 0.10

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +161,7 @@ def _empty(folder: Path) -> None:
                 (folder.parent / "cgroup.procs").write_text(str(pid))
 
 
-def orphans(names: Sequence[str] = ()) -> tuple[Path, ...]:
+def orphans() -> tuple[Path, ...]:
     """Groups of this process that still exist: none after `groups` was left."""
     own = f"{PREFIX}-{os.getpid()}-"
-    found = [path for parent in dict.fromkeys(f.parent for f in _folders("x")) for path in parent.glob(f"{own}*")]
-    return tuple(path for path in found if not names or path.name.removeprefix(own) in names)
+    return tuple(path for parent in dict.fromkeys(f.parent for f in _folders("x")) for path in parent.glob(f"{own}*"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 
-from cgroups import ROOT, Group, Limits, groups, version
+from hetero.cgroups import ROOT, Group, Limits, groups, version
 
 from llmpq.plan import Plan
 from llmpq.runtime.launcher import free_port

@@ -1,6 +1,5 @@
 """llmpq report: a plan as one self-contained HTML page."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,21 +21,11 @@ def command(path: Path, out: Path, profile: Path | None, validation: Path | None
 
     It shows memory, the precision of every layer, the schedule, quality and the commands to run. It needs no network.
     """
-    from llmpq.frontend.models import read_utf8
     from llmpq.report.page import render
     from llmpq.report.sources import read_report
-    from llmpq.serialize import loads
 
     with progress("planning again"):
-        report = read_report(path, profile)
-    if validation is not None:
-        from llmpq.profiling.validation import Validation
-
-        report = replace(report, validation=loads(Validation, read_utf8(validation, "validation"), str(validation)))
-    if pareto is not None:
-        from llmpq.answers.pareto import ParetoPoint
-
-        report = replace(report, front=loads(tuple[ParetoPoint, ...], read_utf8(pareto, "Pareto front"), str(pareto)))
+        report = read_report(path, profile, validation, pareto)
     page = render(report)
     out.write_text(page, encoding="utf-8")
     if as_json:

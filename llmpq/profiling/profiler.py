@@ -12,6 +12,7 @@ from llmpq.costs.profile import Machine, Profile, ends_digest, kind_digest
 from llmpq.errors import InputError
 from llmpq.frontend.cached_graphs import layer_graph_of, traced_module_of
 from llmpq.frontend.models import ModelSource
+from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.devices import find_card_type
 from llmpq.hardware.support import compute_dtype
@@ -27,13 +28,19 @@ PROCESSOR = Path("/proc/cpuinfo")
 
 def subject_of(source: ModelSource, device: str) -> Subject:
     """The model on that device of this machine: "cpu" or "cuda:0". Raises InputError where there is none of the library."""
-    graph = layer_graph_of(source)
-    if not graph.generates:
-        raise InputError(f"{graph.model} is an encoder; profiles are of models that generate")
+    graph = generating_graph(source)
     cluster = Cluster.load(f"1x{_type_name(device)}")
     return Subject(
         traced_module_of(source), graph, cluster, compute_dtype((cluster.devices[0].type,), "local"), torch.device(device)
     )
+
+
+def generating_graph(source: ModelSource) -> LayerGraph:
+    """The graph of the model. Raises InputError for an encoder."""
+    graph = layer_graph_of(source)
+    if not graph.generates:
+        raise InputError(f"{graph.model} is an encoder; profiles are of models that generate")
+    return graph
 
 
 def profile_model(

@@ -14,7 +14,6 @@ from llmpq.costs.point import Point
 from llmpq.costs.profile import Profile, ends_digest, kind_digest
 from llmpq.errors import InputError
 from llmpq.export.vllm_settings import VLLM_VERSION
-from llmpq.frontend.cached_graphs import layer_graph_of
 from llmpq.frontend.models import ModelSource
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
@@ -24,7 +23,7 @@ from llmpq.precision import Precision
 from llmpq.profiling.link import measure_link
 from llmpq.profiling.measure import Keep, Progress, repeated, timing
 from llmpq.profiling.probe import Clock
-from llmpq.profiling.profiler import continued, machine_of
+from llmpq.profiling.profiler import continued, generating_graph, machine_of
 from llmpq.profiling.sizes import Extent, Size
 from llmpq.profiling.vllm_model import Arrangement, arrangements, runs_in_vllm, write_config
 from llmpq.profiling.vllm_probe import Ready, StepTimes, VllmProbe
@@ -74,9 +73,7 @@ class VllmSubject:
 
 def vllm_subject(source: ModelSource, python: str | None) -> VllmSubject:
     """Raises InputError for an encoder, and where the interpreter has no vLLM of the version that is known."""
-    graph = layer_graph_of(source)
-    if not graph.generates:
-        raise InputError(f"{graph.model} is an encoder; profiles are of models that generate")
+    graph = generating_graph(source)
     found = engine_python(python)
     require_vllm(found, VLLM_VERSION)
     cluster = Cluster.load("1xCPU")
