@@ -177,7 +177,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _told(calibration: Sequence[Calibration]) -> list[dict[str, Any]]:
     return [
-        {"device": each.name, "asked": each.asked, "cores": {str(work): round(share, 3) for work, share in each.cores.items()}}
+        {
+            "device": each.name,
+            "asked": each.asked,
+            "cores": {str(work): round(share, 3) for work, share in each.cores.items()},
+            "speed": {str(work): round(speed, 3) for work, speed in each.speed.items()},
+        }
         for each in calibration
     ]
 

@@ -15,7 +15,7 @@ from hetero.rank_environment import AVX2, LINK, variables
 
 from llmpq.hardware.cluster import Cluster
 
-LEAST_S = 0.3  # of work at every length of a calibration
+LEAST_S = 0.5  # of work at every length of a calibration
 Job = dict[str, Any]
 WARM_UP: Job = {"kind": "batch", "prompts": [[1] * 16, [2] * 16], "gen_len": 3}
 
