@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
 }
+START_LIMIT_S, RUN_LIMIT_S = 120.0, 240.0
 WORKER = "rank_worker.RankWorker"
 
 
@@ -53,11 +54,11 @@ def main() -> None:
             request = json.loads(line)
             if "start" in request:
                 running = [fork(engine) for engine in request["start"]]
-                say(replies, together("ready", [connection.recv() for _, connection in running]))
+                say(replies, together("ready", answers(running, START_LIMIT_S)))
             elif "run" in request:
                 for (_, connection), job in zip(running, request["run"], strict=True):
                     connection.send(job)
-                say(replies, together("results", [connection.recv() for _, connection in running]))
+                say(replies, together("results", answers(running, RUN_LIMIT_S)))
             else:
                 stop(running)
                 running = []
@@ -82,6 +83,18 @@ def say(replies: Any, value: dict[str, Any]) -> None:
 def together(name: str, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     errors = [answer["error"] for answer in answers if "error" in answer]
     return {"error": "; ".join(errors)} if errors else {name: answers}
+
+
+def answers(running: Sequence[tuple[Any, Connection]], limit_s: float) -> list[dict[str, Any]]:
+    """Of every engine; an engine that says nothing within the limit is ended, with its ranks."""
+    deadline, found = time.monotonic() + limit_s, []
+    for process, connection in running:
+        if connection.poll(max(0.0, deadline - time.monotonic())):
+            found.append(connection.recv())
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            found.append({"error": f"no answer within {limit_s:g} s"})
+    return found
 
 
 def fork(engine: dict[str, Any]) -> tuple[Any, Connection]:

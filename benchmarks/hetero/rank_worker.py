@@ -6,9 +6,9 @@ from typing import Any
 
 import zmq  # type: ignore[import-not-found]
 from llmpq_vllm_plugin import Worker  # type: ignore[import-not-found]
-from rank_environment import LINK
+from rank_environment import LINK, UNLIKE
 from vllm.distributed import get_pp_group  # type: ignore[import-not-found]
-from vllm.distributed.device_communicators import shm_broadcast  # type: ignore[import-not-found]
+from vllm.distributed.device_communicators import cpu_communicator, shm_broadcast  # type: ignore[import-not-found]
 
 POLL_MS = 1
 
@@ -25,6 +25,12 @@ def do_not_spin() -> None:
             self.local_notify_socket.recv(flags=zmq.NOBLOCK, copy=False)
 
     shm_broadcast.SpinCondition.wait = wait
+
+
+def send_by_gloo() -> None:
+    """vLLM's build for AVX2 has no transport through shared memory and does not ask for it; the other build would wait for its
+    answer for ever, so it is not to ask either."""
+    cpu_communicator.CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
 
 
 class RankWorker(Worker):  # type: ignore[misc]
@@ -66,3 +72,5 @@ def slow_sends(group: Any, bandwidth_bytes_per_s: float) -> None:
 
 
 do_not_spin()
+if os.environ.get(UNLIKE):
+    send_by_gloo()

@@ -11,7 +11,7 @@ from hetero.calibration import Calibration, calibrate
 from hetero.cgroups import Group, Limits, groups
 from hetero.engine import Host, engine_host
 from hetero.placing import Placed
-from hetero.rank_environment import AVX2, LINK, variables
+from hetero.rank_environment import AVX2, LINK, UNLIKE, variables
 
 from llmpq.hardware.cluster import Cluster
 
@@ -55,8 +55,8 @@ class Session:
     def measure(self, placed: Sequence[Placed], jobs: Sequence[Job], repeats: int, enough_s: float) -> Measured:
         """Engines side by side, a job each, all started together; the first run is a small one that does not count.
         Repeated until there are `repeats` or they took `enough_s`."""
-        ready = self.host.start([self._engine(each) for each in placed])
         try:
+            ready = self.host.start([self._engine(each) for each in placed])
             for each, facts in zip(placed, ready, strict=True):
                 for device, rank in zip(each.settings.devices, facts["ranks"], strict=True):
                     self.made[device].add(rank["pid"])
@@ -73,6 +73,7 @@ class Session:
         engine = placed.engine()
         engine["environment"] = {LINK: "" if self.link_bytes_per_s is None else str(self.link_bytes_per_s)}
         if AVX2 in types:
+            engine["environment"][UNLIKE] = "1"
             engine["rank_environments"] = [variables(name) for name in types]
         return engine
 
