@@ -1,7 +1,7 @@
 """Simulator: a plan in simulated time: our engine's schedule for a batch, vLLM's scheduling policy for requests; no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from llmpq.costs.profile import Profile
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """A batch in simulated time. prefill_s: until the last prompt is through; busy: share of the time that each stage computes.
+    """A batch in simulated time. prefill_s: of prefill, in all rounds; busy: share of the time that each stage computes.
 
     spans: every action of every stage, for a Gantt chart
     """
@@ -68,7 +68,8 @@ class SimulatorBackend:
         workload = self.plan.workload
         if not isinstance(workload, Batch):
             raise BackendError("the plan is for serving; give the simulator requests to serve")
-        return replay(_schedule(self.plan), stage_seconds(self.plan, self.graph, self.profile), workload)
+        one = replay(_schedule(self.plan), stage_seconds(self.plan, self.graph, self.profile), workload)
+        return one if self.plan.rounds == 1 else _repeated(one, self.plan.rounds)
 
     def serve(self, requests: Sequence[Request], keep_spans: int = 0) -> Run:
         """Requests served by the scheduling policy of vLLM. Raises InputError for a plan of a batch."""
@@ -80,6 +81,11 @@ def _schedule(plan: Plan) -> Schedule:
     prefill, decode = (-(-batch.batch_size // size) for size in (pipeline.prefill_micro_batch, pipeline.decode_micro_batch))
     share = pipeline.decode_micro_batch // pipeline.prefill_micro_batch
     return schedule(len(plan.stages), prefill, decode, batch.gen_len, share)
+
+
+def _repeated(one: BatchRun, rounds: int) -> BatchRun:
+    """A batch of which some wait: rounds one after the other, the spans those of the first."""
+    return replace(one, seconds=rounds * one.seconds, prefill_s=rounds * one.prefill_s, tokens_per_s=one.tokens_per_s / rounds)
 
 
 def replay(actions: Schedule, seconds: StageSeconds, workload: Batch) -> BatchRun:

@@ -217,6 +217,7 @@ def _start(
         time_limit_s=options.time_limit_s,
         replicas=options.replicas,
         profile=profile,
+        queue=options.queue,
     )
     graph = layer_graph_of(source)
     request = replace(request, rules=(*request.rules, *uncut_rules(graph)))

@@ -40,6 +40,7 @@ class PlanningOptions(TypedDict, total=False):
     gap: float
     time_limit_s: float
     replicas: int
+    queue: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Options:
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
     replicas: the most pipelines that share the requests out between them, 1 to 8.
+    queue: sequences of a batch may wait while others are in the cache, as many at once as the plan says (resident).
     """
 
     max_ppl_increase: float | None = None
@@ -81,6 +83,7 @@ class Options:
     gap: float = 1e-3
     time_limit_s: float = 60.0
     replicas: int = 1
+    queue: bool = False
 
     def __post_init__(self) -> None:
         if self.quantizer not in QUANTIZERS:

@@ -34,12 +34,14 @@ class Pipeline:
     """Stages in order, and the number of sequences of a prefill and of a decode micro-batch.
 
     replica: what it is for where a plan has several pipelines
+    resident: sequences of a batch that are in the cache at once while the others wait; None: all
     """
 
     stages: tuple[Stage, ...]
     prefill_micro_batch: int
     decode_micro_batch: int
     replica: "Replica | None" = field(default=None, metadata=RARE)
+    resident: int | None = field(default=None, metadata=RARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +242,18 @@ class Plan:
 
     @property
     def batch(self) -> Batch:
-        """The batch that the plan has memory for: the workload, or as many sequences at their longest as its blocks hold."""
+        """The batch that the plan has memory for: the workload, what of it is in the cache at once, or as many sequences at
+        their longest as its blocks hold."""
         if isinstance(self.workload, Batch):
-            return self.workload
+            resident = self.pipelines[0].resident
+            return self.workload if resident is None else replace(self.workload, batch_size=resident)
         held = self.load.kv_tokens // self.workload.kv_len
         return Batch(max(1, min(held, self.load.running)), self.workload.prompt_len, self.workload.gen_len)
+
+    @property
+    def rounds(self) -> int:
+        """How often as many sequences of a batch as are in the cache at once are generated, until all are."""
+        return -(-self.workload.batch_size // self.batch.batch_size) if isinstance(self.workload, Batch) else 1
 
     @property
     def tokens_per_s(self) -> float:

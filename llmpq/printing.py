@@ -120,9 +120,17 @@ def format_sizes(plan: "Plan") -> str:
     """Micro-batches, or what runs at once and the cache it needs."""
     pipeline, load = plan.pipeline, plan.prediction.load
     if load is None:
-        return f"micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences"
+        sizes = f"micro-batches: prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} sequences"
+        return f"{sizes}{format_resident(plan)}"
     cache = f"{load.kv_tokens} KV tokens in {load.kv_blocks} blocks of {load.block_size}"
     return f"running: {load.running} sequences in {load.in_flight} batches, at most {load.token_budget} tokens a step; {cache}"
+
+
+def format_resident(plan: "Plan") -> str:
+    """What of a batch that queues is in the cache at once."""
+    if plan.pipeline.resident is None or not isinstance(plan.workload, Batch):
+        return ""
+    return f"; resident {plan.pipeline.resident} of {plan.workload.batch_size}, {plan.rounds} rounds"
 
 
 def format_speed(plan: "Plan") -> str:

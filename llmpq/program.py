@@ -41,6 +41,7 @@ class Request:
     time_limit_s: float = 60.0
     replicas: int = 1  # the most pipelines
     profile: Profile | None = None
+    queue: bool = False  # whether sequences of a batch may wait while others are in the cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,9 @@ def _micro_batch_problems(plan: Plan) -> Iterator[str]:
     if isinstance(plan.workload, Serving):
         yield from _load_problems(plan, plan.workload)
         return
-    prefill, decode, batch = plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch, plan.workload.batch_size
+    prefill, decode, batch = plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch, plan.batch.batch_size
+    if not 1 <= batch <= plan.workload.batch_size:
+        yield f"{batch} sequences are in the cache at once, of a batch of {plan.workload.batch_size}"
     if not 1 <= prefill <= decode <= batch:
         yield f"micro-batches of {prefill} (prefill) and {decode} (decode) sequences of a batch of {batch}"
     elif decode % prefill:

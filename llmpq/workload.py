@@ -95,6 +95,13 @@ class Serving:
 Workload = Batch | Serving
 
 
+def resident_sizes(batch_size: int) -> tuple[int, ...]:
+    """Sequences of a batch that may be in the cache at once while the others wait: all, a half, a third, a quarter, an eighth,
+    and so on down to one."""
+    rounds = [1, 2, 3, *(1 << power for power in range(2, batch_size.bit_length()))]
+    return tuple(sorted({-(-batch_size // count) for count in rounds} | {1}, reverse=True))
+
+
 def with_length(workload: Workload, name: str, value: int) -> Workload:
     """The workload with another batch_size, prompt_len or gen_len."""
     changed: dict[str, Any] = {name: value}

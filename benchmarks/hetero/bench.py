@@ -1,7 +1,8 @@
 """Bench: the rows of one cluster: the search by hand, then every row in full, kept as they come."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any
 
 import click
@@ -9,21 +10,30 @@ from hetero.engine import EngineError
 from hetero.hand import Partition, balanced, climb, dealt
 from hetero.placing import Placed
 from hetero.session import Measured, Session
-from hetero.vllm_case import BATCH, SERVED, SERVING_BUDGETS, UNIFORM, Case, batch_job, trace_job
+from hetero.vllm_case import BATCH, PREFILLED, SERVED, SERVING_BUDGETS, UNIFORM, Case, batch_job, trace_job
 
 REPEATS = 3
-ENOUGH_S = 10.0  # of the rows beside the ones that take turns: not repeated further once they took so long
+ENOUGH_S = 6.0  # of the rows beside the ones that take turns: not repeated further once they took so long
 WORTH = 0.7  # a precision whose balanced partition is slower than this share of the best found is not searched further
 BY_HAND_SERVED = 2  # of the best partitions for a batch, tried for serving
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A placement by hand and its tokens per second in one short measurement."""
+    """A placement by hand and its tokens per second in one short measurement. `partition`: of `devices`, in that order;
+    prefilled: prompts of a step, None: as many as fill the pipeline."""
 
     tokens_per_s: float
     option: str
     partition: Partition
+    devices: tuple[int, ...]
+    prefilled: int | None = None
+
+    @property
+    def name(self) -> str:
+        in_order = self.devices == tuple(range(len(self.devices)))
+        order = "" if in_order else f" on {_text(self.devices)}"
+        return f"{self.option} {_text(self.partition)}{order}"
 
 
 @dataclass
@@ -42,7 +52,8 @@ class Bench:
             self.rows(ranked)
 
     def search(self) -> list[Found]:
-        """Every partition measured, the fastest first."""
+        """Every placement measured, the fastest first: partitions, then the best of them on other orders of the devices, then
+        the best of those in other steps of prefill."""
         found: list[Found] = []
         for option in UNIFORM:
             possible = self.case.possible(option)
@@ -58,14 +69,39 @@ class Bench:
             seen = climb(start, set(possible), measured) if promising else {start: measured(start)}
             if self.case.even in possible:
                 seen[self.case.even] = measured(self.case.even)
-            found += [Found(speed, option, lengths) for lengths, speed in seen.items() if speed]
+            everything = tuple(range(len(start)))
+            found += [Found(speed, option, lengths, everything) for lengths, speed in seen.items() if speed]
+        for others in (self._orders, self._steps):
+            if found:
+                found += others(max(found, key=lambda each: each.tokens_per_s))
         return sorted(found, key=lambda each: -each.tokens_per_s)
 
+    def _orders(self, best: Found) -> Iterator[Found]:
+        """Every device keeps its layers."""
+        for order in permutations(best.devices):
+            if order != best.devices:
+                lengths = tuple(best.partition[best.devices.index(device)] for device in order)
+                yield from self._tried(replace(best, devices=order, partition=lengths))
+
+    def _steps(self, best: Found) -> Iterator[Found]:
+        for prefilled in PREFILLED:
+            yield from self._tried(replace(best, prefilled=prefilled), f" steps of {prefilled * BATCH.prompt_len}")
+
+    def _tried(self, each: Found, steps: str = "") -> Iterator[Found]:
+        placed = self._placed(each)
+        if placed is not None:
+            yield replace(each, tokens_per_s=self._short("batch", each.name + steps, [placed], self._everything))
+
+    def _placed(self, each: Found) -> Placed | None:
+        return self.case.place(each.partition, each.option, each.devices, prefilled=each.prefilled)
+
     def rows(self, ranked: list[Found]) -> None:
-        even = next((each for each in ranked if each.partition == self.case.even), None)
-        best = self.case.place(ranked[0].partition, ranked[0].option)
-        self._rows_of("batch", ranked[0].option, best, even and self.case.place(even.partition, even.option), self._everything)
-        tried = [found for each in ranked[:BY_HAND_SERVED] if (found := self._serving(each)) is not None]
+        in_order = (each for each in ranked if each.devices == tuple(range(len(each.devices))) and each.prefilled is None)
+        even = next((each for each in in_order if each.partition == self.case.even), None)
+        self._rows_of("batch", ranked[0].option, self._placed(ranked[0]), even and self._placed(even), self._everything)
+        distinct = {(each.partition, each.option): each for each in reversed(ranked)}
+        best = sorted(distinct.values(), key=lambda each: -each.tokens_per_s)[:BY_HAND_SERVED]
+        tried = [found for each in best if (found := self._serving(each)) is not None]
         served_even = None if even is None else self._serving(even)
         if tried:
             _, placed, option = max(tried, key=lambda found: found[0])
@@ -98,16 +134,16 @@ class Bench:
                     failed[name] = str(error)
         for name, placed in named.items():
             measured = failed.get(name) or merged(runs[name])
-            self.state["rows"].append(as_row(load, name, [placed], measured))
+            self.state["rows"].append(as_row(load, name, [placed], measured, self.case.simulated(load, placed)))
             self._say(f"{load} {name}", self.state["rows"][-1].get("median"))
 
     def _serving(self, each: Found) -> tuple[float, Placed, str] | None:
         """The better of the budgets of a step, in one short measurement each."""
         tried = []
         for budget in SERVING_BUDGETS:
-            placed = self.case.place_serving(each.partition, each.option, budget)
+            placed = self.case.place_serving(each.partition, each.option, budget, each.devices)
             if placed is not None:
-                name = f"{each.option} {_text(each.partition)} steps of {budget}"
+                name = f"{each.name} steps of {budget}"
                 tried.append((self._short("serving", name, [placed], [trace_job()]), placed, each.option))
         return max(tried, key=lambda pair: pair[0], default=None)
 
@@ -150,7 +186,8 @@ class Bench:
             measured: Measured | str = self.made.measure(placed, jobs, REPEATS, ENOUGH_S)
         except EngineError as error:
             measured = str(error)
-        self.state["rows"].append(as_row(load, name, placed, measured))
+        simulated = self.case.simulated(load, placed[0]) if len(placed) == 1 else None
+        self.state["rows"].append(as_row(load, name, placed, measured, simulated))
         self._say(f"{load} {name}", self.state["rows"][-1].get("median"))
 
     def _short(self, load: str, name: str, placed: Sequence[Placed], jobs: Sequence[dict[str, Any]]) -> float:
@@ -176,8 +213,9 @@ def merged(runs: Sequence[Measured]) -> Measured:
     return Measured(tuple(run for each in runs for run in each.runs), runs[0].kv_blocks, runs[0].load_s)
 
 
-def as_row(load: str, name: str, placed: Sequence[Placed], measured: Measured | str) -> dict[str, Any]:
-    """What the JSON has of a row; `error` instead of figures where vLLM refused."""
+def as_row(load: str, name: str, placed: Sequence[Placed], measured: Measured | str, simulated: float | None) -> dict[str, Any]:
+    """What the JSON has of a row; `error` instead of figures where vLLM refused. predicted: of the batch by the plan's own
+    formula; simulated: of either load in vLLM's schedule."""
     row: dict[str, Any] = {
         "load": load,
         "row": name,
@@ -189,6 +227,7 @@ def as_row(load: str, name: str, placed: Sequence[Placed], measured: Measured | 
         "max_num_batched_tokens": [each.settings.max_num_batched_tokens for each in placed],
         "sensitivity": placed[0].sensitivity,
         "predicted": placed[0].predicted_tokens_per_s if len(placed) == 1 else None,
+        "simulated": None if simulated is None else round(simulated, 2),
         "kv_blocks_predicted": [each.settings.kv_blocks for each in placed],
     }
     if isinstance(measured, str):
@@ -198,6 +237,7 @@ def as_row(load: str, name: str, placed: Sequence[Placed], measured: Measured | 
         "median": round(measured.median, 2),
         "kv_blocks": list(measured.kv_blocks),
         "load_s": measured.load_s,
+        **({"parts": measured.runs[-1]["parts"]} if "parts" in measured.runs[-1] else {}),
         **{key: [round(run[key], 4) for run in measured.runs] for key in ("ttft_s", "tpot_s") if key in measured.runs[0]},
     }
 

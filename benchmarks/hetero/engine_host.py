@@ -128,7 +128,9 @@ def serve(engine: dict[str, Any], connection: Connection) -> None:
         blocks = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
         connection.send({"ranks": facts, "kv_blocks": blocks, "load_s": round(time.perf_counter() - started, 2)})
         while job := connection.recv():
-            connection.send(BATCH_OR_TRACE[job["kind"]](llm, job))
+            llm.collective_rpc("parts")
+            done = BATCH_OR_TRACE[job["kind"]](llm, job)
+            connection.send(done | {"parts": llm.collective_rpc("parts")})
         llm.llm_engine.engine_core.shutdown(timeout=10)
     except BaseException as error:
         connection.send({"error": f"{type(error).__name__}: {error}"})

@@ -9,6 +9,10 @@ from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
 from llmpq.planning.make_plan import make_plan
 from llmpq.program import Program
+from llmpq.simulation.planned import StageTimes
+from llmpq.simulation.requests import Request
+from llmpq.simulation.scheduler import Policy
+from llmpq.simulation.simulator import simulate
 from llmpq.solver.problem import Assignment, evaluate
 
 BY_HAND = Optimality(0.0, None, False, "by hand")
@@ -19,17 +23,32 @@ Partition = tuple[int, ...]
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A configuration of vLLM. `model`: the checkpoint's directory; `settings`: of one engine, its devices in order;
-    `options`: of every layer; predicted_tokens_per_s: None where nothing is predicted; sensitivity: nats per token."""
+    `plan`: what it is taken to be by our costs; predicted_tokens_per_s: of the batch, None for requests."""
 
     model: str
     settings: VllmSettings
-    options: tuple[str, ...]
+    plan: Plan
     predicted_tokens_per_s: float | None
-    sensitivity: float
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return self.plan.options
+
+    @property
+    def sensitivity(self) -> float:
+        """Nats per token."""
+        return self.plan.quality.sensitivity
 
     @property
     def partition(self) -> Partition:
         return self.settings.partition
+
+    def simulated(self, requests: tuple[Request, ...], program: Program) -> float:
+        """Tokens per second of these requests, by vLLM's scheduling policy and our costs of every step."""
+        settings = self.settings
+        policy = Policy(settings.max_num_seqs, settings.max_num_batched_tokens, settings.kv_blocks - 1, settings.block_size)
+        times = StageTimes(self.plan, program.graph, "vllm", program.request.profile)
+        return simulate(requests, policy, len(self.partition), times.stage_s(), times.link_s, overlap=False).tokens_per_s
 
     def engine(self) -> dict[str, Any]:
         """What the engine host is asked for."""
@@ -49,7 +68,7 @@ def by_hand(
     settings = vllm_settings(plan, program.graph)
     if settings.kv_blocks < settings.kv_blocks_needed:
         return None
-    return Placed(model, settings, plan.options, plan.tokens_per_s, plan.quality.sensitivity)
+    return Placed(model, settings, plan, plan.tokens_per_s)
 
 
 def for_requests(
@@ -64,7 +83,7 @@ def for_requests(
     if too_few_blocks(blocks, settings.max_model_len):
         return None
     running = min(settings.max_num_seqs, max(1, (blocks.count - 1) // BLOCKS_EACH))
-    return Placed(model, replace(settings, max_num_seqs=running), plan.options, None, plan.quality.sensitivity)
+    return Placed(model, replace(settings, max_num_seqs=running), plan, None)
 
 
 def _plan(

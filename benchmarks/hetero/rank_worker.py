@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import zmq  # type: ignore[import-not-found]
@@ -38,8 +40,40 @@ class RankWorker(Worker):  # type: ignore[misc]
 
     def init_device(self) -> None:
         super().init_device()
+        self._parts: Counter[str] = Counter()
         if bandwidth := os.environ.get(LINK):
             slow_sends(get_pp_group(), float(bandwidth))
+        group = get_pp_group()
+        group.irecv_tensor_dict = self._counted("receive", group.irecv_tensor_dict)
+        group.isend_tensor_dict = self._counted("send", group.isend_tensor_dict)
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        return self._counted("step", super().execute_model)(*args, **kwargs)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        return self._counted("sample", super().sample_tokens)(*args, **kwargs)
+
+    def parts(self) -> dict[str, float]:
+        """Seconds since the last call, by the clock and of CPU, of steps (receiving and sending included), of receiving, of
+        sending, of sampling; their number; CPU seconds of the whole process."""
+        found = {name: round(value, 4) for name, value in self._parts.items()}
+        used = time.process_time()
+        self._parts.clear()
+        self._parts["since"] = used
+        since = found.pop("since", used)
+        return found | {"process_cpu_s": round(used - since, 4)}
+
+    def _counted(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            started, used = time.perf_counter(), time.thread_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._parts[f"{what}s"] += 1
+                self._parts[f"{what}_s"] += time.perf_counter() - started
+                self._parts[f"{what}_cpu_s"] += time.thread_time() - used
+
+        return counted
 
     def rank_facts(self) -> dict[str, Any]:
         """Process id, instruction set, bytes of weights and of the cache, and the CPU time up to now."""

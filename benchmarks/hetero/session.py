@@ -84,6 +84,8 @@ def _together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": max(result["seconds"] for result in results),
         "tokens": sum(result["tokens"] for result in results),
     }
+    if len(results) == 1 and "parts" in results[0]:
+        whole["parts"] = results[0]["parts"]
     for name in ("ttft_s", "tpot_s"):
         if name in results[0]:
             whole[name] = median(value for result in results for value in result[name])

@@ -1,7 +1,7 @@
 """Case: a cluster with its model, its loads and everything that is known before anything is measured on it."""
 
-import json
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -12,7 +12,8 @@ from hetero.hand import Partition, partitions
 from hetero.placing import Placed, by_hand, even_partition, for_requests
 
 from llmpq.compiled import load as load_compiled
-from llmpq.compiler import compile, plan, prepare
+from llmpq.compiler import compile, prepare
+from llmpq.costs import PhaseCosts
 from llmpq.errors import InfeasibleError
 from llmpq.export.vllm import SETTINGS_FILE
 from llmpq.export.vllm_settings import VllmSettings
@@ -28,13 +29,13 @@ TRACE = Path(__file__).parent.parent / "data" / "traces" / "conversation.csv"
 UNIFORM = ("16", "w8a8", "w4a16")  # of everybody; w8a16 dequantizes a weight for every product on CPUs
 PRECISIONS = ",".join(UNIFORM)
 BATCH = Batch(16, 64, 24)
-AT_ONCE = (16, 8, 6, 4)  # sequences of the batch that are resident at once; vLLM queues the others
+AT_ONCE = (16, 8, 6, 4)  # sequences of the batch in the cache at once that a human tries; vLLM queues the others
+PREFILLED = (1, 2, 4, 8)  # prompts of a step that a human tries for the best partition
 SERVED = 32  # requests of the trace
 PROMPT_SCALE, ANSWER_SCALE, LONGEST_PROMPT, LONGEST_ANSWER = 16, 8, 64, 24  # lengths are divided and cut: the model is small
 SECONDS = 2.5  # in which all requests arrive, faster than any configuration serves them
-SERVING_BUDGETS = (128, 512)  # tokens of a step that a human tries
+SERVING_BUDGETS = (64, 128, 512)  # tokens of a step that a human tries
 VOCABULARY = 2048
-PREDICTED = "predicted.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,22 @@ class Case:
             "profile": self.inputs.profile,
         }
 
-    def place(self, partition: Partition, option: str, devices: tuple[int, ...] | None = None, size: int = 16) -> Placed | None:
-        """By hand, for a batch of `size`: the most of it at once that has cache, in steps that fill the pipeline."""
+    def place(
+        self,
+        partition: Partition,
+        option: str,
+        devices: tuple[int, ...] | None = None,
+        size: int = 16,
+        prefilled: int | None = None,
+    ) -> Placed | None:
+        """By hand, for a batch of `size`: the most of it at once that has cache, in steps that fill the pipeline, or of so many
+        prompts."""
         used = tuple(range(len(partition))) if devices is None else devices
         for sequences in (size, *(each for each in AT_ONCE if each < size)):
             micro = ceil(sequences / len(used))
             asked = self._program(Batch(sequences, BATCH.prompt_len, BATCH.gen_len))
-            placed = by_hand(asked, str(self.inputs.uniform(option)), used, partition, option, _sizes(asked, micro))
+            sizes = _sizes(asked, min(micro, prefilled or micro), micro)
+            placed = by_hand(asked, str(self.inputs.uniform(option)), used, partition, option, sizes)
             if placed is not None:
                 assert placed.predicted_tokens_per_s is not None
                 whole = ceil(size / sequences) * sequences  # as many as all rounds have room for
@@ -110,7 +120,7 @@ class Case:
         """By hand, for the trace, in steps of so many tokens."""
         used = tuple(range(len(partition))) if devices is None else devices
         asked = self._program(Batch(SERVED, BATCH.prompt_len, BATCH.gen_len))
-        sizes = _sizes(asked, token_budget // BATCH.prompt_len)
+        sizes = _sizes(asked, token_budget // BATCH.prompt_len, token_budget // BATCH.prompt_len)
         return for_requests(asked, str(self.inputs.uniform(option)), used, partition, option, sizes)
 
     def possible(self, option: str) -> dict[Partition, Placed]:
@@ -135,37 +145,12 @@ class Case:
         return self.inputs.folder / "planned" / self.name / f"{load}-{option}"
 
     def compile(self, load: str, option: str) -> None:
-        """llmpq's plan within the loss of a uniform precision, quantized and exported.
-
-        Of a batch, 16, 8, 6 or 4 sequences at once: the best as predicted. llmpq plans for what is resident at once, and vLLM
-        queues the others.
-        """
-        out, options = (
-            self.planned(load, option),
-            {**self.options(), "sensitivity_budget": self.uniform_loss(option) * (1 + 1e-9)},
-        )
-        asked = (
-            {size: Batch(size, BATCH.prompt_len, BATCH.gen_len) for size in AT_ONCE}
-            if load == "batch"
-            else {SERVED: workload(load)}
-        )
-        seconds = {size: found for size, each in asked.items() if (found := self._seconds(each, options)) is not None}
-        if not seconds:
-            return
-        best = min(seconds, key=lambda size: seconds[size])
-        compiled = compile(
-            self.inputs.model, self.cluster, asked[best], out=out / "out", quantizer="rtn", quality_check=False, **options
-        )
-        compiled.export(out / "export", to="vllm", link=True)
-        (out / PREDICTED).write_text(json.dumps(seconds), "utf-8")
-
-    def _seconds(self, asked: Workload, options: dict[str, Any]) -> float | None:
-        """Predicted seconds for all sequences, or of a trip when serving; None where it does not fit."""
-        try:
-            found = plan(self.inputs.model, self.cluster, asked, **options).require("plan")
-        except InfeasibleError:
-            return None
-        return float(found.prediction.latency_s * (ceil(BATCH.batch_size / asked.batch_size) if isinstance(asked, Batch) else 1))
+        """llmpq's plan within the loss of a uniform precision, quantized and exported; none where nothing fits."""
+        out, budget = self.planned(load, option), self.uniform_loss(option) * (1 + 1e-9)
+        options = {**self.options(), "sensitivity_budget": budget, "queue": True, "quantizer": "rtn", "quality_check": False}
+        with suppress(InfeasibleError):
+            compiled = compile(self.inputs.model, self.cluster, workload(load), out=out / "out", **options)
+            compiled.export(out / "export", to="vllm", link=True)
 
     def planned_placement(self, load: str, option: str) -> Placed | None:
         """llmpq's plan as exported; None where there is none."""
@@ -174,9 +159,12 @@ class Case:
             return None
         settings = loads(VllmSettings, (out / "export" / SETTINGS_FILE).read_text("utf-8"), SETTINGS_FILE)
         made = load_compiled(out / "out").plan
-        rounds = json.loads((out / PREDICTED).read_text("utf-8"))
-        tokens_per_s = made.tokens_per_s if load == "serving" else BATCH.batch_size * BATCH.gen_len / min(rounds.values())
-        return Placed(str(out / "export" / "model"), settings, made.options, tokens_per_s, made.quality.sensitivity)
+        return Placed(str(out / "export" / "model"), settings, made, made.tokens_per_s if load == "batch" else None)
+
+    def simulated(self, load: str, placed: Placed) -> float:
+        """Tokens per second of the whole load in vLLM's schedule by our costs."""
+        batch = tuple(Request(0.0, BATCH.prompt_len, BATCH.gen_len) for _ in range(BATCH.batch_size))
+        return placed.simulated(batch if load == "batch" else requests(), self.program)
 
     def _program(self, asked: Workload) -> Program:
         if asked not in self.programs:
@@ -184,15 +172,14 @@ class Case:
         return self.programs[asked]
 
 
-def _sizes(program: Program, wanted: int) -> tuple[int, int]:
+def _sizes(program: Program, prefill: int, decode: int) -> tuple[int, int]:
     """Sequences of a step of prefill and of decode: the nearest that have costs."""
     costs = program.require("costs")
-    nearest = (
-        min((each.micro_batch for each in phase), key=lambda size: (abs(size - wanted), size))
-        for phase in (costs.prefill, costs.decode)
-    )
-    prefill, decode = nearest
-    return prefill, decode
+
+    def nearest(phases: tuple[PhaseCosts, ...], wanted: int) -> int:
+        return min((each.micro_batch for each in phases), key=lambda size: (abs(size - wanted), size))
+
+    return nearest(costs.prefill, prefill), nearest(costs.decode, decode)
 
 
 def requests() -> tuple[Request, ...]:

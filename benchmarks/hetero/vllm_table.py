@@ -9,7 +9,19 @@ from rich.table import Table
 
 from llmpq.printing import format_ranges
 
-COLUMNS = ("cluster", "load", "row", "layers and precisions", "tokens/s", "spread", "of hand", "KL", "KV blocks", "predicted")
+COLUMNS = (
+    "cluster",
+    "load",
+    "row",
+    "layers and precisions",
+    "tokens/s",
+    "spread",
+    "of hand",
+    "KL",
+    "KV blocks",
+    "predicted",
+    "simulated",
+)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -53,9 +65,8 @@ def _hand(state: dict[str, Any], load: str) -> float | None:
 
 def _cells(name: str, row: dict[str, Any], hand: float | None, kl: dict[str, float]) -> tuple[str, ...]:
     if "error" in row:
-        return (name, row["load"], row["row"], _places(row), "failed", row["error"][:40], "", "", "", "")
+        return (name, row["load"], row["row"], _places(row), "failed", row["error"][:40], "", "", "", "", "")
     runs, middle = row["tokens_per_s"], row["median"]
-    predicted = row["predicted"]
     return (
         name,
         row["load"],
@@ -66,7 +77,7 @@ def _cells(name: str, row: dict[str, Any], hand: float | None, kl: dict[str, flo
         "" if hand is None else f"{middle / hand:.2f}x",
         f"{kl[key]:.4f}" if (key := ",".join(row["options"])) in kl else "",
         f"{'+'.join(map(str, row['kv_blocks']))} (predicted {'+'.join(map(str, row['kv_blocks_predicted']))})",
-        "" if predicted is None else f"{predicted:.1f} ({predicted / middle:.2f})",
+        *("" if told is None else f"{told:.1f} ({told / middle:.2f})" for told in (row["predicted"], row.get("simulated"))),
     )
 
 

@@ -76,7 +76,8 @@ def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = N
     """
     precisions = parse_options(plan.precisions or tuple(dict.fromkeys(plan.options)))
     rules = parse_rules(plan.constraints)
-    request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile)
+    queue = any(pipeline.resident is not None for pipeline in plan.pipelines)
+    request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile, queue=queue)
     sensitivity = prior(graph, precisions) if table is None else table.select(tuple(item.name for item in precisions))
     program = replace(costed(Program(graph, request)), sensitivity=sensitivity, plan=plan)
     return replace(program, notices=_differences(program, plan))

@@ -30,6 +30,7 @@ from llmpq.printing import (
     format_program,
     format_quality,
     format_rate_band,
+    format_resident,
     format_sizes,
     format_speed,
     format_stage,
@@ -177,7 +178,7 @@ def _print_pipeline(plan: Plan) -> None:
     else:
         console.print(
             f"micro-batches   prefill {pipeline.prefill_micro_batch}, decode {pipeline.decode_micro_batch} "
-            f"of {plan.workload.batch_size} sequences"
+            f"of {plan.workload.batch_size} sequences{format_resident(plan)}"
         )
         rate = f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
         console.print(f"predicted       {rate}; {format_phases(plan)} ({prediction.provenance})")

@@ -14,7 +14,8 @@ from llmpq.costs.profile import Profile
 from llmpq.costs.step import Step
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import derive_costs as derive_batch_costs
-from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.costs.transfers import sent_bytes
+from llmpq.graph import LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
 from llmpq.layer_option import LayerOption
@@ -39,14 +40,17 @@ def derive_costs(
     *,
     timed: bool = True,
     profile: Profile | None = None,
+    queue: bool = False,
 ) -> CostTable:
     """Every cost that a plan of this graph on this cluster can need, from a profile, tables of measurements or by roofline.
 
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
+    queue: sequences of a batch may wait while others are in the cache.
     """
     if isinstance(workload, Serving):
         return _derive_serving(graph, cluster, workload, precisions, compute_dtype, engine, timed, profile)
-    return derive_batch_costs(graph, cluster, workload, precisions, compute_dtype, engine, timed=timed, profile=profile)
+    asked = (graph, cluster, workload, precisions, compute_dtype, engine)
+    return derive_batch_costs(*asked, timed=timed, profile=profile, queue=queue)
 
 
 def _derive_serving(
@@ -152,7 +156,7 @@ class _MixedSteps:
             layer_s=tuple(tuple(found[k] for found in layers) for k in range(len(self.graph.kinds))),
             first_s=tuple(first for first, _ in ends),
             last_s=tuple(last for _, last in ends),
-            hidden_bytes=tokens * self.graph.hidden_size * FLOAT_BYTES,
+            hidden_bytes=tokens * sent_bytes(self.graph, self.engine),
             activation_bytes=max(activation_bytes(self.graph, kind, 1, tokens, 0) for kind in self.graph.kinds),
             logits_bytes=logits_bytes(self.graph, rows),
             stage_s=tuple(self._by_device(lambda device: self._stage_s(device, step))) if self.timed and self.profile else (),

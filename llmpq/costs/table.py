@@ -1,7 +1,7 @@
 """CostTable: what the planner is given, by (kind, device, option, phase, micro-batch)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
@@ -9,12 +9,13 @@ from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.costs.step import step_of
-from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.costs.transfers import sent_bytes
+from llmpq.graph import LayerGraph, LayerKind
 from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.kernel_shapes import layer_support
 from llmpq.layer_option import LayerOption
 from llmpq.plan import ComputeDtype
-from llmpq.workload import Batch
+from llmpq.workload import Batch, resident_sizes
 
 MicroBatchCells = tuple[tuple[tuple[float | None, ...], ...], ...]
 
@@ -98,13 +99,16 @@ def derive_costs(
     *,
     timed: bool = True,
     profile: Profile | None = None,
+    queue: bool = False,
 ) -> CostTable:
     """Every cost that a plan of this graph on this cluster can need, from a profile, tables of measurements or by roofline.
 
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
+    queue: also of micro-batches of fewer sequences, for a batch of which only some are in the cache at once.
     """
     profile = profile if profile is not None and profile.compute_dtype == compute_dtype else None
-    pairs = micro_batch_sizes(workload, len(cluster.devices))
+    together = resident_sizes(workload.batch_size) if queue else (workload.batch_size,)
+    pairs = {pair for size in together for pair in micro_batch_sizes(replace(workload, batch_size=size), len(cluster.devices))}
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
 
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
@@ -176,7 +180,7 @@ def phase_costs(
         layer_s=tuple(tuple(tuple(cell(kind, device, p) for p in precisions) for device in devices) for kind in graph.kinds),
         first_s=tuple(first for first, _ in ends_s),
         last_s=tuple(last for _, last in ends_s),
-        hidden_bytes=rows * tokens * graph.hidden_size * FLOAT_BYTES,
+        hidden_bytes=rows * tokens * sent_bytes(graph, engine),
         activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
         logits_bytes=logits_bytes(graph, rows),
         stage_s=tuple(profile.stage_s(device, graph, step) for device in devices) if timed and profile else (),

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from llmpq.costs import CostTable, PhaseCosts, ServingStep
+from llmpq.costs.kv_blocks import PAGED
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.layer_option import mean_bits
 from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.orders import Order, identical_devices, link_table
+from llmpq.planning.rounds import cache_bytes, in_rounds, resident_batch, residents, rounds_of
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.problem import EndCost, Problem
@@ -23,17 +25,20 @@ TOKEN_BYTES = 8  # token ids return to the first stage as int64
 class Candidate:
     """Devices (indexes into the cluster) in pipeline order, and sequences per prefill and decode micro-batch.
 
-    When serving: the token budget of a step, its decoding sequences, and the batches `in_flight`, one for each stage.
+    When serving: the token budget of a step, its decoding sequences, and the batches `in_flight`, one for each stage; as many
+    of a batch's micro-batches decode on an engine that knows no other number.
+    resident: sequences of a batch that are in the cache at once, the others wait; None: all.
     """
 
     order: Order
     prefill_micro_batch: int
     decode_micro_batch: int
     in_flight: int | None = None
+    resident: int | None = None
 
     @property
     def running(self) -> int:
-        """Sequences that run at once when serving."""
+        """Sequences that run at once, where the batches in flight are told."""
         return self.decode_micro_batch * (self.in_flight or 1)
 
 
@@ -41,22 +46,24 @@ class Candidate:
 class Group:
     """Candidates of the same sizes: these devices, ascending, in any order; more than one may also be left out.
 
-    When serving as many devices are used as batches are in flight.
+    As many devices are used as batches are in flight, where that is told.
     """
 
     devices: Order
     prefill_micro_batch: int
     decode_micro_batch: int
     in_flight: int | None = None
+    resident: int | None = None
 
     def candidate(self, order: Order | None = None) -> Candidate:
         """Its candidate of that order, of the cluster's own by default."""
         order = self.devices if order is None else order
-        return Candidate(order, self.prefill_micro_batch, self.decode_micro_batch, self.in_flight)
+        return Candidate(order, self.prefill_micro_batch, self.decode_micro_batch, self.in_flight, self.resident)
 
 
 def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group, ...]:
-    """All devices `together`, and each kind of device alone, at every pair of micro-batch sizes.
+    """All devices `together`, and each kind of device alone, at every pair of micro-batch sizes; with a micro-batch for each
+    stage where the engine keeps that many in flight.
 
     Alone is a case of its own because a tied head is then not copied.
     """
@@ -70,8 +77,23 @@ def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group,
         sets = (*((everything, count) for count in flights), *((devices, 1) for devices in alone))
         return tuple(Group(devices, step.token_budget, step.sequences, count) for devices, count in sets for step in steps)
     several = (everything,) if together and len(everything) > 1 else ()
-    sizes = micro_batch_sizes(workload, len(everything))
-    return tuple(Group(devices, *pair) for devices in (*several, *alone) for pair in sizes)
+    sizes = [
+        (*pair, resident)
+        for resident in residents(program.request)
+        for pair in micro_batch_sizes(resident_batch(workload, resident), len(everything))
+    ]
+    if program.request.engine not in PAGED:
+        return tuple(Group(devices, p, d, None, resident) for devices in (*several, *alone) for p, d, resident in sizes)
+    sets = (
+        *((devices, count) for devices in several for count in range(2, len(devices) + 1)),
+        *((devices, 1) for devices in alone),
+    )
+    return tuple(
+        Group(devices, p, d, count, resident)
+        for devices, count in sets
+        for p, d, resident in sizes
+        if d == -(-resident_batch(workload, resident).batch_size // count)
+    )
 
 
 def step_of(program: Program, candidate: Candidate) -> ServingStep:
@@ -95,12 +117,6 @@ def missed_limits(workload: Workload, factor: float) -> str:
     limits = [f"{name} of {getattr(workload, f'{name}_s'):g} s" for name in ("ttft", "tpot") if getattr(workload, f"{name}_s")]
     beyond = f"; every one exceeds a limit by a factor of {factor:.3g} or more" if factor > 1 else ""
     return f"no plan that fits keeps a {' and a '.join(limits)}{beyond}"
-
-
-def kv_units(program: Program, candidate: Candidate) -> int:
-    """How often `kv_bytes` of the cost table are taken: once for a batch, for every block when serving."""
-    workload = program.request.workload
-    return workload.kv_blocks(candidate.running) if isinstance(workload, Serving) else 1
 
 
 def rule_context(program: Program, candidate: Candidate) -> RuleContext:
@@ -128,14 +144,15 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     activations = max(prefill.activation_bytes, decode.activation_bytes)
     logits = max(prefill.logits_bytes, decode.logits_bytes)
     head = costs.last_bytes_with_first if alone else costs.last_bytes
-    sequences = candidate.running if isinstance(workload, Serving) else workload.batch_size
+    serving = isinstance(workload, Serving)
+    sequences = candidate.running if serving else resident_batch(workload, candidate.resident).batch_size
     problem = Problem(
         options=costs.options,
         devices=tuple(costs.devices[j] for j in order),
         layer_kind=graph.layer_kind,
         prefill_s=tuple(tuple(cells[j] for j in order) for cells in prefill.layer_s),
         decode_s=tuple(tuple(cells[j] for j in order) for cells in decode.layer_s),
-        layer_bytes=_layer_bytes(costs, decode, order, kv_units(program, candidate)),
+        layer_bytes=_layer_bytes(costs, decode, order, cache_bytes(program, candidate)),
         first_stage=_ends(prefill.first_s, decode.first_s, costs.first_bytes, order),
         last_stage=_ends(prefill.last_s, decode.last_s, head + logits, order),
         link_prefill_s=_links(cluster, order, prefill, candidate.prefill_micro_batch),
@@ -152,7 +169,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         every_device_used=False,
         first_and_last_used=False,
     )
-    return _steady(problem, candidate) if isinstance(workload, Serving) else problem
+    return _steady(problem, candidate) if serving else in_rounds(problem, rounds_of(workload, candidate.resident))
 
 
 def _steady(problem: Problem, candidate: Candidate) -> Problem:
@@ -174,13 +191,14 @@ def _steady(problem: Problem, candidate: Candidate) -> Problem:
     )
 
 
-def _layer_bytes(costs: CostTable, phase: PhaseCosts, order: Order, units: int) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
+def _layer_bytes(
+    costs: CostTable, phase: PhaseCosts, order: Order, cache: tuple[int, ...]
+) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
     """[kind][device][option]: weights and the cache of all sequences; None where the device cannot run the option."""
     return tuple(
         tuple(
             tuple(
-                None if cell is None else weights + units * costs.kv_bytes[k]
-                for cell, weights in zip(phase.layer_s[k][j], costs.layer_bytes[k])
+                None if cell is None else weights + cache[k] for cell, weights in zip(phase.layer_s[k][j], costs.layer_bytes[k])
             )
             for j in order
         )

@@ -21,7 +21,7 @@ def asked(program: Program, request: Request) -> Program:
     """The program asked for something else, with costs of bytes alone: for questions of fit, not of speed."""
     cluster, precisions, engine = request.cluster, request.precisions, request.engine
     dtype = compute_dtype(tuple(device.type for device in cluster.devices), engine)
-    costs = derive_costs(program.graph, cluster, request.workload, precisions, dtype, engine, timed=False)
+    costs = derive_costs(program.graph, cluster, request.workload, precisions, dtype, engine, timed=False, queue=request.queue)
     try:
         usable = engine_limits(program.graph, cluster, precisions, engine).usable
     except InfeasibleError:  # the engine runs on none of the devices, so nothing fits

@@ -47,8 +47,9 @@ def _size_problems(plan: Plan, workload: Workload) -> Iterator[str]:
         yield f"is for {type(plan.workload).__name__}, the request for {type(workload).__name__}"
     elif isinstance(workload, Batch):
         prefill, decode = plan.pipeline.prefill_micro_batch, plan.pipeline.decode_micro_batch
-        if not 1 <= prefill <= decode <= workload.batch_size or decode % prefill:
-            expected = f"prefill a divisor of decode, decode at most {workload.batch_size}"
+        most = plan.pipeline.resident or workload.batch_size
+        if not 1 <= prefill <= decode <= most <= workload.batch_size or decode % prefill:
+            expected = f"prefill a divisor of decode, decode at most {min(most, workload.batch_size)}"
             yield f"micro-batches are prefill {prefill}, decode {decode}; expected {expected}"
 
 

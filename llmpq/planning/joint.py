@@ -27,7 +27,7 @@ def costed(program: Program) -> Program:
     limits = engine_limits(program.graph, request.cluster, request.precisions, request.engine)
     dtype = compute_dtype(tuple(device.type for device in limits.usable), request.engine)
     asked = (program.graph, request.cluster, request.workload, request.precisions, dtype, request.engine)
-    costs = derive_costs(*asked, profile=request.profile)
+    costs = derive_costs(*asked, profile=request.profile, queue=request.queue)
     costs = without_devices(costs, limits.usable)
     return replace(program, compute_dtype=dtype, costs=costs, notices=program.notices + limits.notices)
 

@@ -3,7 +3,8 @@
 from llmpq.costs import CostTable
 from llmpq.plan import SERVED_TOKENS, DeviceMemory, Load, Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.planning.bands import bands_of
-from llmpq.planning.candidates import Candidate, kv_units, step_of
+from llmpq.planning.candidates import Candidate, step_of
+from llmpq.planning.rounds import cache_bytes
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, Problem, evaluate
 from llmpq.workload import KV_BLOCK, Serving
@@ -21,7 +22,7 @@ def make_plan(
         compute_dtype=program.require("compute_dtype"),
         workload=program.request.workload,
         cluster=program.request.cluster,
-        pipelines=(Pipeline(stages, candidate.prefill_micro_batch if load is None else 1, candidate.decode_micro_batch),),
+        pipelines=(_pipeline(candidate, stages, load),),
         prediction=Prediction(
             prefill_s=evaluation.prefill_s,
             decode_s=evaluation.decode_s if load is None else load.tpot_s,
@@ -36,6 +37,11 @@ def make_plan(
         precisions=tuple(precision.name for precision in program.request.precisions),
         constraints=tuple(rule.text for rule in program.request.rules),
     )
+
+
+def _pipeline(candidate: Candidate, stages: tuple[Stage, ...], load: Load | None) -> Pipeline:
+    prefill = candidate.prefill_micro_batch if load is None else 1
+    return Pipeline(stages, prefill, candidate.decode_micro_batch, resident=candidate.resident)
 
 
 def _load(program: Program, candidate: Candidate, objective_s: float) -> Load | None:
@@ -80,7 +86,7 @@ def _memory(program: Program, candidate: Candidate, stages: tuple[Stage, ...], i
         weights=sum(
             costs.layer_bytes[graph.layer_kind[i]][costs.options.index(option)] for i, option in zip(stage.layers, stage.options)
         ),
-        kv_cache=kv_units(program, candidate) * sum(costs.kv_bytes[graph.layer_kind[i]] for i in stage.layers),
+        kv_cache=sum(cache_bytes(program, candidate)[graph.layer_kind[i]] for i in stage.layers),
         activations=max(prefill.activation_bytes, decode.activation_bytes) + logits,
         embedding=costs.first_bytes if first else 0,
         head=(costs.last_bytes_with_first if first else costs.last_bytes) if last else 0,

@@ -15,6 +15,7 @@ from llmpq.solver.milp import shortage
 from llmpq.solver.problem import Cells, EndCost, Evaluation, Problem, evaluate
 from llmpq.solver.solve import solve
 from llmpq.units import format_bytes
+from llmpq.workload import Serving
 
 GAP = 1e-4  # relative, of the objective of one of these problems
 SOLVE_LIMIT_S = 10.0  # of one of them
@@ -120,7 +121,7 @@ def equal_sizes(program: Program) -> tuple[Candidate, ...]:
     return tuple(
         group.candidate()
         for group in groups
-        if group.in_flight is not None or group.prefill_micro_batch == group.decode_micro_batch
+        if isinstance(program.request.workload, Serving) or group.prefill_micro_batch == group.decode_micro_batch
     )
 
 

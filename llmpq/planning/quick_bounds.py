@@ -4,7 +4,8 @@ from math import fsum, inf
 
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.plan import SERVED_TOKENS
-from llmpq.planning.candidates import Group, kv_units
+from llmpq.planning.candidates import Group
+from llmpq.planning.rounds import cache_bytes, resident_batch, rounds_of
 from llmpq.program import Program
 from llmpq.workload import Serving
 
@@ -13,10 +14,10 @@ def quick_bound(program: Program, group: Group, *, of_batches: bool = True) -> f
     """A lower bound of the objective of every candidate of the group; inf when the memory of its devices is too small.
 
     Layers are dealt out as fractions, each at its least option, over the devices that are best at it. 0 for a batch where
-    not `of_batches`: the few groups of a single search are soon bounded by more than sums.
+    not `of_batches`: the few groups of a single search are soon bounded by more than sums, but for those of several rounds.
     """
     workload, costs = program.request.workload, program.require("costs")
-    if not of_batches and not isinstance(workload, Serving):
+    if not of_batches and not isinstance(workload, Serving) and group.resident is None:
         return 0.0
     used = group.in_flight or (1 if isinstance(workload, Serving) else len(group.devices))
     if _least_bytes(program, group) > _room(program, group, used):
@@ -25,9 +26,11 @@ def quick_bound(program: Program, group: Group, *, of_batches: bool = True) -> f
     if isinstance(workload, Serving):
         return max(trip, used * slowest) * SERVED_TOKENS / group.candidate().running
     fill, slowest_fill = _layers(program, costs.phase("prefill", group.prefill_micro_batch), group, used)
-    fills, trips = (-(-workload.batch_size // size) for size in (group.prefill_micro_batch, group.decode_micro_batch))
+    sequences, rounds = resident_batch(workload, group.resident).batch_size, rounds_of(workload, group.resident)
+    fills, trips = (-(-sequences // size) for size in (group.prefill_micro_batch, group.decode_micro_batch))
     prefill = fill if fills == 1 else fill + (fills - 1) * slowest_fill
-    return prefill if workload.gen_len == 1 else prefill + (workload.gen_len - 1) * max(trip, trips * slowest)
+    decode = 0.0 if workload.gen_len == 1 else (workload.gen_len - 1) * max(trip, trips * slowest)
+    return rounds * (prefill + decode)
 
 
 def _layers(program: Program, step: PhaseCosts, group: Group, used: int) -> tuple[float, float]:
@@ -45,8 +48,7 @@ def _fastest(step: PhaseCosts, kind: int, device: int) -> float:
 
 def _least_bytes(program: Program, group: Group) -> float:
     costs: CostTable = program.require("costs")
-    units = kv_units(program, group.candidate())
-    each = [min(weights) + units * cache for weights, cache in zip(costs.layer_bytes, costs.kv_bytes)]
+    each = [min(weights) + cache for weights, cache in zip(costs.layer_bytes, cache_bytes(program, group.candidate()))]
     ends = costs.first_bytes + (costs.last_bytes_with_first if len(group.devices) == 1 else costs.last_bytes)
     return fsum(each[kind] for kind in program.graph.layer_kind) + ends
 

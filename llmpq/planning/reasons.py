@@ -42,9 +42,11 @@ def _shortage(program: Program, candidate: Candidate, problem: Problem) -> Short
 
 def roomiest(program: Program, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """The groups whose activations and logits no other group of the same devices undercuts."""
-    alike: dict[tuple[Order, int | None], list[tuple[int, Group, tuple[int, int]]]] = {}
+    alike: dict[tuple[Order, int | None, int | None], list[tuple[int, Group, tuple[int, int]]]] = {}
     for place, group in enumerate(groups):
-        alike.setdefault((group.devices, group.in_flight), []).append((place, group, _activations(program, group)))
+        alike.setdefault((group.devices, group.in_flight, group.resident), []).append(
+            (place, group, _activations(program, group))
+        )
     kept = [
         (place, group)
         for several in alike.values()

@@ -121,7 +121,7 @@ def choice_of(program: Program, plan: Plan) -> Choice:
     place = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.options)
     load, pipeline = plan.prediction.load, plan.pipeline
     prefill, flight = (pipeline.prefill_micro_batch, None) if load is None else (load.token_budget, len(order))
-    return Candidate(order, prefill, pipeline.decode_micro_batch, flight), Assignment(
+    return Candidate(order, prefill, pipeline.decode_micro_batch, flight, pipeline.resident), Assignment(
         place, tuple(options.index(option) for option in plan.options)
     )
 

@@ -21,6 +21,7 @@ from llmpq.solver.milp import breaks, relaxation_bound
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.rules import rule_rows
 from llmpq.solver.solve import solve
+from llmpq.workload import Serving
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
@@ -219,7 +220,7 @@ class Search:
         """What fits at a glance, at the smallest micro-batches of all devices and of each alone."""
         groups = self.space.groups(self.program)
         falling = sorted(groups, key=lambda group: (-group.prefill_micro_batch, -group.decode_micro_batch))
-        smallest = {(group.devices, group.in_flight): group for group in falling}
+        smallest = {(group.devices, group.in_flight, group.resident): group for group in falling}
         for group, restriction in product(smallest.values(), range(len(self.space.restrictions))):
             item = _Item("group", group, restriction, group.candidate())
             problem = self.problem(item)
@@ -315,7 +316,8 @@ class Search:
         """The bound, or that of the slowest stage of a serving pipeline where it is higher."""
         wanted, in_use = self.wanted(item.candidate), item.group.in_flight
         high = inf if wanted is None else wanted
-        if in_use is None or in_use == 1 or not self.space.limited or not 0 < bound < high:
+        serving = isinstance(self.program.request.workload, Serving)
+        if not serving or in_use is None or in_use == 1 or not self.space.limited or not 0 < bound < high:
             return bound
         found = bottleneck(self.problem(item), self.surroundings(item), in_use, high)
         return bound if found is None else found.bound(bound, high)

@@ -6,7 +6,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable, PhaseCosts
-from llmpq.planning.candidates import Candidate, kv_units
+from llmpq.planning.candidates import Candidate
+from llmpq.planning.rounds import cache_bytes
 from llmpq.planning.shares import Shares
 from llmpq.planning.teams import Teams
 from llmpq.program import Program
@@ -119,8 +120,8 @@ class TeamBounds:
         import numpy as np
 
         costs, devices = program.require("costs"), program.request.cluster.devices
-        units, activations = kv_units(program, candidate), max(phase.activation_bytes for phase in phases)
-        each = [min(weights) + units * cache for weights, cache in zip(costs.layer_bytes, costs.kv_bytes)]
+        activations = max(phase.activation_bytes for phase in phases)
+        each = [min(weights) + cache for weights, cache in zip(costs.layer_bytes, cache_bytes(program, candidate))]
         ends = costs.first_bytes + (costs.last_bytes_with_first if len(candidate.order) == 1 else costs.last_bytes)
         needed = sum(each[kind] for kind in program.graph.layer_kind) + ends
         room = np.array([devices[group[0]].capacity_bytes - activations for group in self.teams.kinds], dtype=np.float64)

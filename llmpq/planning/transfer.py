@@ -13,6 +13,7 @@ from llmpq.planning.search import Start, rows_of
 from llmpq.program import Program
 from llmpq.solver.milp import breaks
 from llmpq.solver.problem import Assignment, Problem, evaluate
+from llmpq.workload import Serving
 
 Stages = tuple[tuple[int, ...], ...]  # options held by each device, in the order of the pipeline
 
@@ -31,8 +32,9 @@ def transfer(program: Program) -> Answer:
 
 
 def _published_sizes(program: Program) -> Iterator[Candidate]:
-    groups = [group for group in whole_groups(program) if group.in_flight is None]
-    share = -(-getattr(program.request.workload, "batch_size", 1) // len(program.request.cluster.devices))
+    workload = program.request.workload
+    groups = () if isinstance(workload, Serving) else whole_groups(program)
+    share = -(-getattr(workload, "batch_size", 1) // len(program.request.cluster.devices))
     return (group.candidate() for group in groups if group.decode_micro_batch == share)
 
 

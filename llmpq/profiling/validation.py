@@ -97,14 +97,14 @@ class Run:
 def validate(
     compiled: "CompiledModel", profile: Profile | None = None, quick: bool = False, clock: Clock = time.perf_counter
 ) -> Validation:
-    """Run the batch of the plan once and compare; `quick`: at most QUICK_TOKENS generated tokens.
+    """Run the batch of the plan (of one that queues, a round) and compare; `quick`: at most QUICK_TOKENS generated tokens.
 
     Every stage runs in this process, on the device that this machine has for it. Raises InputError for a plan for serving.
     """
     plan, graph = compiled.plan, compiled.graph
     if not isinstance(plan.workload, Batch):
         raise InputError(f"{compiled.directory}: was planned for serving; validate runs plans for a batch (--batch-size)")
-    workload = replace(plan.workload, gen_len=min(plan.workload.gen_len, QUICK_TOKENS)) if quick else plan.workload
+    workload = replace(plan.batch, gen_len=min(plan.batch.gen_len, QUICK_TOKENS)) if quick else plan.batch
     precisions = parse_options(tuple(dict.fromkeys(plan.options)))
     costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)
     places = enumerate(zip(compiled.stages, compiled.torch_devices))

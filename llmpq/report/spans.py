@@ -38,7 +38,7 @@ def decode_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:
     """Of ROUNDS tokens of every decode micro-batch, or of that many trips of every batch in flight."""
     if isinstance(plan.workload, Serving):
         return _serving_spans(plan, seconds)
-    micro_batches = -(-plan.workload.batch_size // plan.pipeline.decode_micro_batch)
+    micro_batches = -(-plan.batch.batch_size // plan.pipeline.decode_micro_batch)
     drawn = schedule(len(plan.stages), 0, micro_batches, ROUNDS + 1)
     rows = [drawn.actions(stage)[:MOST] for stage in range(len(plan.stages))]
     return _simulated(rows, 1, seconds)

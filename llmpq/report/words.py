@@ -73,7 +73,7 @@ def generates(plan: Plan) -> bool:
 
 def _in_flight(plan: Plan) -> int:
     if isinstance(plan.workload, Batch):
-        return -(-plan.workload.batch_size // plan.pipeline.decode_micro_batch)
+        return -(-plan.batch.batch_size // plan.pipeline.decode_micro_batch)
     return plan.load.in_flight
 
 

@@ -11,8 +11,9 @@ from llmpq.costs.op_latency import attention_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.costs.step import Step
+from llmpq.costs.transfers import sent_bytes
 from llmpq.errors import InputError
-from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
+from llmpq.graph import LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.link import Link
 from llmpq.layer_option import LayerOption, parse_option
@@ -81,7 +82,7 @@ class StageTimes:
         if not self._links:
             return 0.0
         last = stage == len(self._links) - 1
-        nbytes = step.sampled * TOKEN_BYTES if last else step.tokens * self.graph.hidden_size * FLOAT_BYTES
+        nbytes = step.sampled * TOKEN_BYTES if last else step.tokens * sent_bytes(self.graph, self.engine)
         return self._links[stage].transfer_s(nbytes)
 
     @cached_property
