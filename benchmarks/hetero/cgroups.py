@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 PERIOD_US = 5_000  # short, so that a stage's step of some milliseconds sees the share and not a burst
 LEAST_QUOTA_US = 1_000  # the kernel refuses less
+WEIGHTS = {1: {"cpu.shares": "262144"}, 2: {"cpu.weight": "10000"}}  # the most: against a group what is outside counts little
 MOST_CORES = 0.8  # of the machine's, for the sum of all shares: the rest is for the launcher and the kernel
 PREFIX = "llmpq-hetero"
 
@@ -117,13 +118,13 @@ def _create(group: Group, limits: Limits) -> None:
     first, last = group.folders[0], group.folders[-1]
     if version() == 2:
         (ROOT / "cgroup.subtree_control").write_text("+cpu +memory")
-        _write(first, {"cpu.max": f"{limits.quota_us} {PERIOD_US}"})
+        _write(first, {"cpu.max": f"{limits.quota_us} {PERIOD_US}", **WEIGHTS[2]})
         with suppress(OSError):
             (first / "cpu.max.burst").write_text("0")
         if limits.memory_bytes is not None:
             _write(last, {"memory.max": str(limits.memory_bytes)})
         return
-    _write(first, {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(limits.quota_us)})
+    _write(first, {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(limits.quota_us), **WEIGHTS[1]})
     if (first / "cpu.cfs_burst_us").exists():
         _write(first, {"cpu.cfs_burst_us": "0"})
     if limits.memory_bytes is not None:
