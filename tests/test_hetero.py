@@ -45,6 +45,13 @@ def test_shares_that_fill_the_machine_are_refused() -> None:
 
 
 @needs_cgroups
+def test_what_runs_beside_a_group_hardly_takes_from_its_share() -> None:
+    with cgroups.groups({"one": cgroups.Limits(0.5)}) as made:
+        (name, most) = next(iter(cgroups.WEIGHTS[cgroups.version()].items()))
+        assert (made["one"].folders[0] / name).read_text().strip() == most
+
+
+@needs_cgroups
 def test_a_process_in_a_group_is_held_back_and_ends_with_it() -> None:
     with cgroups.groups({"slow": cgroups.Limits(0.2)}) as made:
         process = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -127,6 +127,37 @@ def test_a_cluster_file_asks_for_shares_that_the_machine_has(path: Path) -> None
         hetero("cgroups").Limits(device.speed, device.memory_bytes)
 
 
+def test_a_device_without_wide_instructions_has_no_4_bit_kernel() -> None:
+    from llmpq.hardware.cluster import Cluster
+
+    devices = Cluster.load(BENCHMARKS / "hetero" / "clusters" / "unlike-instructions.yaml").devices
+    assert [device.type.precisions for device in devices] == [None, ("16", "w8a8")]
+
+
+def test_placements_by_hand_are_named_by_what_is_not_as_usual() -> None:
+    found = hetero("bench").Found
+    assert found(1.0, "w8a8", (9, 7), (0, 1)).name == "w8a8 9,7"
+    assert found(1.0, "w8a8", (7, 9), (1, 0)).name == "w8a8 7,9 on 1,0"
+
+
+def test_a_placement_is_simulated_by_the_costs_of_its_plan() -> None:
+    """One stage and all prompts in one step: vLLM's schedule is then the plan's own."""
+    from dataclasses import replace
+
+    from llmpq.planning.joint import costed
+    from llmpq.sensitivity import prior
+    from llmpq.simulation.requests import Request
+    from llmpq.workload import Batch
+    from tests.values import llama_graph, program, two_cpus
+
+    plain = program(llama_graph(4), two_cpus(), Batch(4, 64, 16), "16")
+    asked = costed(replace(plain, request=replace(plain.request, engine="vllm")))
+    ready = replace(asked, sensitivity=prior(asked.graph, asked.request.precisions))
+    placed = hetero("placing").by_hand(ready, "model", (0,), (4,), "16", (4, 4))
+    simulated = placed.simulated((Request(0.0, 64, 16),) * 4, ready)
+    assert simulated == pytest.approx(placed.predicted_tokens_per_s, rel=0.1)
+
+
 def test_only_ranks_without_wide_instructions_start_with_variables() -> None:
     ranks = hetero("rank_environment")
     assert ranks.variables("CPU") == {}
@@ -142,11 +173,17 @@ def fake_python(tmp_path: Path) -> Path:
     return path
 
 
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
+def gone(pid: int, patience_s: float = 10.0) -> bool:
+    """A process that was killed may still be there for a moment on a busy machine."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def ends_soon(pid: int) -> bool:

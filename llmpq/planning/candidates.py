@@ -144,8 +144,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     activations = max(prefill.activation_bytes, decode.activation_bytes)
     logits = max(prefill.logits_bytes, decode.logits_bytes)
     head = costs.last_bytes_with_first if alone else costs.last_bytes
-    serving = isinstance(workload, Serving)
-    sequences = candidate.running if serving else resident_batch(workload, candidate.resident).batch_size
+    resident = candidate.running if isinstance(workload, Serving) else resident_batch(workload, candidate.resident).batch_size
     problem = Problem(
         options=costs.options,
         devices=tuple(costs.devices[j] for j in order),
@@ -162,14 +161,16 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         sensitivity=table.rows,
         sensitivity_budget=sensitivity_budget,
         theta=program.request.target.theta,
-        prefill_micro_batches=-(-sequences // candidate.prefill_micro_batch),
-        decode_micro_batches=-(-sequences // candidate.decode_micro_batch),
+        prefill_micro_batches=-(-resident // candidate.prefill_micro_batch),
+        decode_micro_batches=-(-resident // candidate.decode_micro_batch),
         gen_len=workload.gen_len,
         decode_model="round_trip",
         every_device_used=False,
         first_and_last_used=False,
     )
-    return _steady(problem, candidate) if serving else in_rounds(problem, rounds_of(workload, candidate.resident))
+    if isinstance(workload, Serving):
+        return _steady(problem, candidate)
+    return in_rounds(problem, rounds_of(workload, candidate.resident))
 
 
 def _steady(problem: Problem, candidate: Candidate) -> Problem:
