@@ -293,7 +293,7 @@ class CompiledModel:
         x, positions = torch.tensor([list(token_ids)]), torch.arange(len(token_ids))[None]
         with torch.inference_mode():
             for stage, device in zip(self.stages, self.torch_devices):
-                x = stage(x.to(device), None, positions.to(device), PassingCache())
+                x = stage(x.to(device), None, positions.to(device), PassingCache(self.plan.kv_precision))
                 outputs.append(x)
         return outputs
 
@@ -312,7 +312,7 @@ class CompiledModel:
         with torch.inference_mode():
             for stage, device in zip(self.stages, self.torch_devices):
                 mask = None if attention_mask is None else attention_mask.to(device)
-                x = stage(x.to(device), mask, positions.to(device), PassingCache())
+                x = stage(x.to(device), mask, positions.to(device), PassingCache(self.plan.kv_precision))
         return x
 
     def export(self, out: str | Path, to: str | None = None, *, link: bool = False) -> Path:
@@ -385,7 +385,7 @@ def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledMo
         raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
     plan = read_plan(path)
     source = with_module(replace(resolve(path, weights=False), name=plan.model), module)
-    graph = layer_graph_of(source)
+    graph = layer_graph_of(source).with_cache(plan.kv_precision)
     request = Request(plan.cluster, plan.workload, parse_options(tuple(dict.fromkeys(plan.options))))
     program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=traced_module_of(source))
     return CompiledModel(path, run_passes(program, Lowering.read(path).load(path)), plan.compute_dtype)

@@ -18,14 +18,16 @@ from llmpq.frontend.texts import CALIBRATE, bundled_text_notice, read_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.support import engines
 from llmpq.layer_option import parse_options
-from llmpq.options import Options, PlanningOptions
+from llmpq.options import AUTO_CACHE, Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
 from llmpq.plan import Plan
+from llmpq.planning.cache_choice import fastest_cache
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.fixes import find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.planning.uncut import uncut_notice, uncut_rules
+from llmpq.precision import CachePrecision, parse_cache_precision
 from llmpq.profiling.profile_file import profile_notices, read_profile
 from llmpq.program import Calibration, Program, Request
 from llmpq.sensitivity import SensitivityTable
@@ -168,6 +170,11 @@ def _plan(
     observe: Observer | None,
     before: Observer | None,
 ) -> Program:
+    if options.kv_precision == AUTO_CACHE:
+        chosen = fastest_cache(
+            lambda kept: _plan(source, cluster, workload, replace(options, kv_precision=kept), passes, observe, before)
+        )
+        return chosen
     cut = next((index for index, item in enumerate(passes) if "plan" in item.provides), len(passes))
     program = _start(source, cluster, workload, options, passes)
     try:
@@ -219,7 +226,7 @@ def _start(
         profile=profile,
         queue=options.queue,
     )
-    graph = layer_graph_of(source)
+    graph = layer_graph_of(source).with_cache(_cache_of(options))
     request = replace(request, rules=(*request.rules, *uncut_rules(graph)))
     if workload.kv_len > graph.max_positions:
         raise InputError(
@@ -239,6 +246,12 @@ def _start(
         told = bundled_text_notice("sensitivity is measured", source.name, "--calibration")
     notices = tuple(notice for notice in (told, uncut_notice(graph)) if notice)
     return replace(program, calibration=calibration, notices=program.notices + notices)
+
+
+def _cache_of(options: Options) -> CachePrecision:
+    if options.kv_precision == AUTO_CACHE:
+        raise InputError("--kv-precision auto compares plans; for this question name one: 16, int8 or fp8")
+    return parse_cache_precision(options.kv_precision)
 
 
 def _calibration(source: ModelSource, options: Options) -> Calibration | None:

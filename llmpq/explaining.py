@@ -29,7 +29,7 @@ def planned_program(
     """
     plan = load_plan(path)
     source = resolve(model or (path if path.is_dir() else plan.model), weights=False)
-    graph = layer_graph_of(replace(source, name=plan.model))
+    graph = layer_graph_of(replace(source, name=plan.model)).with_cache(plan.kv_precision)
     if graph.num_layers != len(plan.options):
         raise InputError(f"{path}: plans {len(plan.options)} layers, {source.name} has {graph.num_layers}; give its --model")
     measured = None if profile is None else read_profile(profile, plan.engine)

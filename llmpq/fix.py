@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ChangeKind = Literal["rule", "budget", "precisions", "batch_size", "prompt_len", "gen_len", "memory", "device", "engine"]
+ChangeKind = Literal["rule", "budget", "precisions", "batch_size", "prompt_len", "gen_len", "cache", "memory", "device", "engine"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """LayerGraph: a language model as embedding, layers and head, without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from llmpq.layer_option import LayerOption
 from llmpq.op_graph import NO_OPS, OpGraph
-from llmpq.precision import PARTS, Part, Precision
+from llmpq.precision import PARTS, CachePrecision, Part, Precision
 
 FLOAT_BYTES = 2  # bf16 or fp16, the plan's compute dtype
+SCALE_BYTES = 4  # of int8 keys and values: one fp32 scale for each head of each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Attention:
 
     `window` is the length of a sliding window, None for full attention. Latent attention (MLA) caches values of another
     size than keys: `value_head_dim`, None where both have `head_dim`. Sparse attention (DSA) also caches an index key of
-    `index_dim` for each token.
+    `index_dim` for each token. `cached_at`: the precision of cached keys and values; index keys stay at 16 bits.
     """
 
     num_heads: int
@@ -69,10 +70,17 @@ class Attention:
     window: int | None = None
     value_head_dim: int | None = None
     index_dim: int = 0
+    cached_at: CachePrecision = field(default="16", metadata={"rare": True})
 
     @property
     def value_dim(self) -> int:
         return self.head_dim if self.value_head_dim is None else self.value_head_dim
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys, values and index keys of one token of one sequence."""
+        heads = self.num_kv_heads * (_head_bytes(self.head_dim, self.cached_at) + _head_bytes(self.value_dim, self.cached_at))
+        return heads + self.index_dim * FLOAT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +108,11 @@ class LayerKind:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys, values and index keys of one token of one sequence."""
-        attention = self.attention
-        return (attention.num_kv_heads * (attention.head_dim + attention.value_dim) + attention.index_dim) * FLOAT_BYTES
+        return self.attention.kv_bytes_per_token
+
+    def with_cache(self, precision: CachePrecision) -> "LayerKind":
+        """The same layer with its keys and values cached at that precision."""
+        return replace(self, attention=replace(self.attention, cached_at=precision))
 
     @property
     def parameters(self) -> int:
@@ -154,6 +165,15 @@ class LayerGraph:
         return self.kinds[self.layer_kind[layer]]
 
     @property
+    def cached_at(self) -> CachePrecision:
+        """The precision of the KV cache, the same in all layers that have one."""
+        return next((kind.attention.cached_at for kind in self.kinds if kind.attention.num_kv_heads), "16")
+
+    def with_cache(self, precision: CachePrecision) -> "LayerGraph":
+        """The same model with its keys and values cached at that precision."""
+        return replace(self, kinds=tuple(kind.with_cache(precision) for kind in self.kinds))
+
+    @property
     def generates(self) -> bool:
         """Whether the model continues texts: it caches keys and values. False for encoders."""
         return any(kind.attention.num_kv_heads for kind in self.kinds)
@@ -182,3 +202,8 @@ class LayerGraph:
         own = sum(parameter.size for parameter in self.last)
         copied = [p.size for p in self.first if p.name in (self.tied_head, *self.everywhere)] if not with_first else []
         return (own + sum(copied)) * FLOAT_BYTES
+
+
+def _head_bytes(dim: int, precision: CachePrecision) -> int:
+    """Bytes of one head of keys or values of one token."""
+    return {"16": FLOAT_BYTES * dim, "int8": dim + SCALE_BYTES, "fp8": dim}[precision]

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
+from llmpq.precision import parse_cache_precision
 from llmpq.program import Target
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_REPLICAS = 8
 QUANTIZERS = ("auto", "gptq", "rtn")
+AUTO_CACHE = "auto"
 
 
 class PlanningOptions(TypedDict, total=False):
@@ -39,6 +41,7 @@ class PlanningOptions(TypedDict, total=False):
     passes: "Sequence[Pass | str]"
     gap: float
     time_limit_s: float
+    kv_precision: str
     replicas: int
     queue: bool
 
@@ -59,6 +62,7 @@ class Options:
     assign: the assignment pass. pipeline: all passes as text instead, and then no indicator or assign beside it.
     passes: extra lowering passes, which change what runs. gap: relative optimality gap; time_limit_s: seconds of search.
     replicas: the most pipelines that share the requests out between them, 1 to 8.
+    kv_precision: of keys and values in the cache: 16, int8 (a scale for each token and head), fp8, or auto: the fastest plan.
     queue: sequences of a batch may wait while others are in the cache, as many at once as the plan says (resident).
     """
 
@@ -82,6 +86,7 @@ class Options:
     passes: "Sequence[Pass | str]" = ()
     gap: float = 1e-3
     time_limit_s: float = 60.0
+    kv_precision: str = "16"
     replicas: int = 1
     queue: bool = False
 
@@ -94,6 +99,8 @@ class Options:
             raise InputError(f"--gap is {self.gap}; it must be a finite number, 0 or more")
         if not 1 <= self.replicas <= MOST_REPLICAS:
             raise InputError(f"--replicas is {self.replicas}; it is the most pipelines of a plan, 1 to {MOST_REPLICAS}")
+        if self.kv_precision != AUTO_CACHE:
+            parse_cache_precision(self.kv_precision)
         if not 0 < self.time_limit_s < inf:
             raise InputError(f"--time-limit is {self.time_limit_s}; it must be a finite number of seconds above 0")
 

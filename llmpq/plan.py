@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
+from llmpq.precision import CachePrecision
 from llmpq.serialize import RARE
 from llmpq.workload import Batch, Serving, Workload
 
@@ -165,7 +166,8 @@ class Optimality:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """engine, precisions, constraints: as they were asked for; no precisions: those that the plan uses.
+    """engine, precisions, constraints: as they were asked for; no precisions: those that the plan uses. kv_precision: of the KV
+    cache, the same in all layers.
 
     Of several pipelines the prediction is of all together (a batch takes as long as the slowest), the quality of the worst.
     """
@@ -182,6 +184,7 @@ class Plan:
     engine: str = "local"
     precisions: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
+    kv_precision: CachePrecision = field(default="16", metadata=RARE)
 
     def __str__(self) -> str:
         """The canonical printout."""

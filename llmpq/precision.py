@@ -9,6 +9,8 @@ from llmpq.suggest import did_you_mean
 Kind = Literal["float", "int", "fp8"]
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
+CachePrecision = Literal["16", "int8", "fp8"]
+CACHE_PRECISIONS: tuple[CachePrecision, ...] = ("16", "int8", "fp8")
 
 GROUP_SIZE = 128  # what every engine's weight-only kernels know (vLLM Marlin: 32, 64, 128)
 SMALLEST_GROUP = 32
@@ -89,3 +91,12 @@ def parse_precisions(names: str | tuple[str, ...]) -> tuple[Precision, ...]:
         if precision.name not in QUANTIZABLE:
             raise InputError(f"precision {precision.name!r} cannot be quantized yet; choose from {', '.join(QUANTIZABLE)}")
     return chosen
+
+
+def parse_cache_precision(name: str) -> CachePrecision:
+    """The precision of a KV cache of that name. Raises InputError."""
+    for known in CACHE_PRECISIONS:
+        if name == known:
+            return known
+    hint = did_you_mean(name, CACHE_PRECISIONS)
+    raise InputError(f"KV-cache precision {name!r} is unknown; known are {', '.join(CACHE_PRECISIONS)} and auto{hint}")

@@ -79,7 +79,8 @@ def format_plan(plan: "Plan") -> str:
         each = map(_format_replica, plan.replicas, plan.pipelines)
         return "\n".join((f"{len(plan.pipelines)} pipelines: {format_together(plan)}", *each))
     prediction = plan.prediction
-    lines = [f"plan for {plan.model}: {format_workload(plan.workload)}, {plan.compute_dtype}", f"  {format_sizes(plan)}"]
+    dtypes = f"{plan.compute_dtype}{format_cache(plan)}"
+    lines = [f"plan for {plan.model}: {format_workload(plan.workload)}, {dtypes}", f"  {format_sizes(plan)}"]
     for stage, memory in zip(plan.stages, prediction.memory, strict=True):
         lines.append(f"  {stage.device}: {format_stage(stage)}; {format_bytes(memory.total)} of {format_bytes(memory.capacity)}")
     lines += [
@@ -88,6 +89,11 @@ def format_plan(plan: "Plan") -> str:
         f"  {format_optimality(plan)}",
     ]
     return "\n".join(lines)
+
+
+def format_cache(plan: "Plan") -> str:
+    """ ", KV cache at int8" where it is not kept at 16 bits."""
+    return "" if plan.kv_precision == "16" else f", KV cache at {plan.kv_precision}"
 
 
 def format_together(plan: "Plan") -> str:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from llmpq.errors import InputError
 from llmpq.program import Calibration, Program
-from llmpq.sensitivity import prior
+from llmpq.sensitivity import prior, with_prior_cache
 from llmpq.suggest import did_you_mean
 
 INDICATORS = ("auto", "fisher", "variance", "hessian", "measured", "random", "prior")
@@ -28,7 +28,7 @@ class EstimateSensitivity:
             hint = did_you_mean(self.indicator, INDICATORS)
             raise InputError(f"indicator {self.indicator!r} is unknown; known are {', '.join(INDICATORS)}{hint}")
         if program.sensitivity is not None:
-            return program
+            return replace(program, sensitivity=with_prior_cache(program.sensitivity, program.graph))
         calibration, chosen = program.calibration, self.indicator
         if calibration is None and chosen not in ("auto", "prior"):
             raise InputError(f"indicator {chosen!r} needs the model's weights; compile a model directory, or use the prior")

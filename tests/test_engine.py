@@ -102,7 +102,7 @@ def test_the_cache_is_allocated_once_for_all_jobs() -> None:
         list(engine.run(Progress(generate_job(prompts_of(lengths), SamplingParams(new)))))
         assert stages[1].cache_bytes == positions * per_position
         assert stages[1]._cache is not None
-        places.add(stages[1]._cache.slots(1, 0, 1)[0].data_ptr())
+        places.add(stages[1]._cache.slots(1, 0, 1)[0].tensors[0].data_ptr())
     assert len(places) == 1
     list(engine.run(Progress(score_job(PROMPTS))))
     assert stages[1].cache_bytes == 0

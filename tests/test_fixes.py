@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Program, set[str]]] = {
     "a batch too large": (on(workload=Batch(64, 32, 16)), {"batch_size", "memory"}),
     "prompts too long": (on(workload=Batch(4, 900, 16)), {"prompt_len", "memory"}),
     "generations too long": (on(workload=Batch(4, 32, 900)), {"gen_len", "memory"}),
+    "a cache that is a little too large": (on(workload=Batch(4, 115, 16)), {"cache", "memory"}),
     "16 bits do not fit": (on(two_cpus("900 KiB", "900 KiB"), precisions="16"), {"precisions", "memory", "device"}),
     "a budget that memory breaks": (on(two_cpus("900 KiB", "900 KiB"), target=STRICT), {"budget", "memory"}),
     "a budget below every precision": (on(two_cpus(), precisions="w4a16", target=STRICT), {"budget", "precisions"}),
@@ -70,7 +71,11 @@ CASES: dict[str, tuple[Program, set[str]]] = {
 class Explained:
     reasons: tuple[str, ...]
     fixes: tuple[Fix, ...]
-    requests: tuple[Request, ...]
+    programs: tuple[Program, ...]
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        return tuple(changed.request for changed in self.programs)
 
 
 def planned(plain: Program) -> Plan:
@@ -79,11 +84,11 @@ def planned(plain: Program) -> Plan:
 
 
 def explained(plain: Program) -> Explained:
-    requests: list[Request] = []
+    programs: list[Program] = []
 
     def plan_again(changed: Program) -> Plan:
         plan: Plan = run_passes(changed, parse_pipeline("derive-costs,assign-joint")).require("plan")
-        requests.append(changed.request)
+        programs.append(changed)
         return plan
 
     def estimate(changed: Program) -> SensitivityTable | None:
@@ -91,7 +96,7 @@ def explained(plain: Program) -> Explained:
 
     with pytest.raises(InfeasibleError) as caught:
         planned(plain)
-    return Explained(caught.value.reasons, find_fixes(plain, plan_again, estimate), tuple(requests))
+    return Explained(caught.value.reasons, find_fixes(plain, plan_again, estimate), tuple(programs))
 
 
 @pytest.mark.parametrize("what", CASES)
@@ -100,8 +105,8 @@ def test_every_infeasible_case_is_explained_with_fixes_that_work(what: str) -> N
     found = explained(plain)
     assert found.reasons
     assert kinds <= {fix.kind for fix in found.fixes}, found.fixes
-    for request in found.requests:
-        again = planned(Program(plain.graph, replace(request, time_limit_s=60.0)))
+    for changed in found.programs:
+        again = planned(Program(changed.graph, replace(changed.request, time_limit_s=60.0)))
         assert again.tokens_per_s > 0
     for fix in found.fixes:
         assert fix.tokens_per_s > 0

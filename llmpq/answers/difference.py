@@ -82,6 +82,7 @@ def _settings(first: Plan, second: Plan) -> Iterator[tuple[str, str, str]]:
     yield "cluster", first.cluster.name, second.cluster.name
     yield "engine", first.engine, second.engine
     yield "compute dtype", first.compute_dtype, second.compute_dtype
+    yield "KV cache", first.kv_precision, second.kv_precision
     yield "workload", format_workload(first.workload), format_workload(second.workload)
     yield "constraints", "; ".join(first.constraints) or "none", "; ".join(second.constraints) or "none"
     yield "sizes", format_sizes(first), format_sizes(second)

@@ -40,6 +40,7 @@ def options_of(plan: Plan, path: Path) -> PlanningOptions:
         "precisions": tuple(dict.fromkeys((*plan.precisions, *used))),
         "constraints": plan.constraints,
         "engine": plan.engine,
+        "kv_precision": plan.kv_precision,
         "granularity": "part" if any(SEPARATOR in option for option in plan.options) else "layer",
         "assign": f"assign-given{{plan={file}}}",
     }

@@ -14,7 +14,7 @@ from llmpq.planning.make_plan import make_plan
 from llmpq.planning.robust import Choice, choice_of
 from llmpq.planning.search import search
 from llmpq.program import Program, Request, Target
-from llmpq.sensitivity import SensitivityTable, prior
+from llmpq.sensitivity import SensitivityTable, prior, with_prior_cache
 from llmpq.solver.problem import Assignment, Evaluation, Problem, evaluate
 from llmpq.solver.rules import parse_rules
 
@@ -78,7 +78,8 @@ def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = N
     rules = parse_rules(plan.constraints)
     queue = any(pipeline.resident is not None for pipeline in plan.pipelines)
     request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile, queue=queue)
-    sensitivity = prior(graph, precisions) if table is None else table.select(tuple(item.name for item in precisions))
+    names = tuple(item.name for item in precisions)
+    sensitivity = prior(graph, precisions) if table is None else with_prior_cache(table.select(names), graph)
     program = replace(costed(Program(graph, request)), sensitivity=sensitivity, plan=plan)
     return replace(program, notices=_differences(program, plan))
 

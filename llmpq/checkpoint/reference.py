@@ -13,6 +13,7 @@ from llmpq.checkpoint.reader import CONFIG_FILE, read_json
 from llmpq.checkpoint.shards import stage_tensors
 from llmpq.precision import Precision
 from llmpq.quantization.packing import suffixes, unpack
+from llmpq.quantization.rounded_cache import round_cache
 from llmpq.quantization.rounding import round_inputs
 
 
@@ -38,7 +39,8 @@ def dequantized_state(out: Path, dtype: torch.dtype = torch.float32) -> Iterator
 
 
 def reference_model(out: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The transformers model of `out` with dequantized weights; w8a8 linears round their activations per token."""
+    """The transformers model of `out` with dequantized weights; w8a8 linears round their activations per token, attention sees
+    keys and values as the plan's cache holds them."""
     from transformers import AutoConfig
 
     config = read_json(out / CONFIG_FILE)
@@ -47,6 +49,7 @@ def reference_model(out: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     model_class: Any = _model_class(plain)
     model: nn.Module = model_class.from_pretrained(None, config=plain, state_dict=state, dtype=dtype)
     round_activations(model, module_precisions(config))
+    round_cache(model, read_plan(out).kv_precision)
     return model.eval()
 
 

@@ -71,6 +71,9 @@ _OPTIONS = (
         "--replicas", type=click.IntRange(1, MOST_REPLICAS), default=1, show_default=True, help="The most pipelines of the plan."
     ),
     click.option("--queue/--no-queue", default=False, help="Sequences of a batch may wait while others are in the cache."),
+    click.option(
+        "--kv-precision", default="16", show_default=True, help="Of the KV cache: 16, int8, fp8, or auto: the fastest plan."
+    ),
     click.option("--time-limit", type=float, default=60.0, show_default=True, help="Seconds of search."),
     click.option("--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."),
     click.option("--print-after", multiple=True, metavar="PASS", help="The same after it."),

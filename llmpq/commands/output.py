@@ -25,6 +25,7 @@ from llmpq.costs.kv_blocks import PAGED, kv_blocks
 from llmpq.graph import LayerGraph
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.printing import (
+    format_cache,
     format_optimality,
     format_phases,
     format_program,
@@ -135,7 +136,7 @@ def print_program(program: Program, as_json: bool = False) -> None:
 
 def plan_table(plan: Plan) -> Table:
     """A row per stage: device, layers with their options, memory."""
-    table = Table(title=f"{plan.model}: {len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}, {plan.compute_dtype}")
+    table = Table(title=f"{plan.model}: {len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}, {plan.compute_dtype}{format_cache(plan)}")
     table.add_column("device", no_wrap=True)
     table.add_column("layers")
     for column in ("weights", "kv cache", "other", "total", "capacity"):

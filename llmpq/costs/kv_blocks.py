@@ -51,9 +51,9 @@ class KvBlocks:
 def kv_blocks(plan: Plan, graph: LayerGraph) -> KvBlocks:
     """What the plan's devices have left beside weights and activations, in blocks."""
     devices = [plan.cluster.device(stage.device) for stage in plan.stages]
-    block_size = block_size_of(devices)
+    block_size, cached = block_size_of(devices), graph.with_cache(plan.kv_precision)
     block_bytes = tuple(
-        block_size * sum(graph.kind_of(layer).kv_bytes_per_token for layer in stage.layers) for stage in plan.stages
+        block_size * sum(cached.kind_of(layer).kv_bytes_per_token for layer in stage.layers) for stage in plan.stages
     )
     left = (memory.capacity - (memory.total - memory.kv_cache) for memory in plan.prediction.memory)
     return KvBlocks(

@@ -6,7 +6,7 @@ tests/test_live_bytes.py counts tensors operation by operation beside this. Plan
 
 from collections.abc import Iterable, Iterator
 
-from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind, Linear
+from llmpq.graph import FLOAT_BYTES, Attention, LayerGraph, LayerKind, Linear
 from llmpq.layer_option import LayerOption
 from llmpq.precision import Precision
 
@@ -44,11 +44,19 @@ def layer_bytes(graph: LayerGraph, kind: LayerKind, rows: int, tokens: int, cont
     attends = [linear for linear in kind.linears if linear.part == "attention"]
     inside = max(
         2 * hidden + 2 * WIDE * graph.hidden_size,  # a norm computes in fp32
-        2 * hidden + 2 * (queries + keys) + max(ROTATED * queries, _widest(attends, option)),  # or keys repeated, under a mask
+        2 * hidden + 2 * (queries + keys) + max(ROTATED * queries, _widest(attends, option), _rounding(attention)),
         hidden + _mlp_bytes(kind, option),
     )
     rotary = 2 * FLOAT_BYTES * attention.head_dim
-    return rows * tokens * (2 * hidden + inside + rotary + INDEX_BYTES + context * MASK_BYTES)
+    cached = 0 if attention.cached_at == "16" else rows * context * keys  # what attention sees of a rounded cache
+    return cached + rows * tokens * (2 * hidden + inside + rotary + INDEX_BYTES + context * MASK_BYTES)
+
+
+def _rounding(attention: Attention) -> int:
+    """Of a token: keys or values that are rounded: wide, divided, and as codes."""
+    if attention.cached_at == "16":
+        return 0
+    return (2 * WIDE + CODE) * attention.num_kv_heads * max(attention.head_dim, attention.value_dim)
 
 
 def _mlp_bytes(kind: LayerKind, option: LayerOption) -> int:

@@ -10,6 +10,7 @@ from llmpq.costs.gemm_table import hardware_of
 from llmpq.costs.shipped import attention_table_name, has_gemm_table, load_attention_table, load_gemm_table, source_of
 from llmpq.costs.silicon import Phase, gemm_dtype
 from llmpq.hardware.devices import DeviceType
+from llmpq.precision import CachePrecision
 
 # The fastest that 16-bit matrices larger than any cache are read in the tables, as a share of the peak. A benchmark that
 # repeats one product finds a smaller one in the cache; a layer does not: the layers before it have driven it out.
@@ -39,15 +40,22 @@ def _row(device_type: DeviceType, dtype: str, n: int, k: int) -> NDArray[np.floa
 
 @lru_cache(maxsize=200_000)
 def attention_seconds(
-    device_type: DeviceType, rows: int, tokens: int, context: int, heads: int, kv_heads: int, head_dim: int
+    device_type: DeviceType,
+    rows: int,
+    tokens: int,
+    context: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    kept: CachePrecision = "16",
 ) -> float | None:
-    """Seconds of attention with a 16-bit cache that comes from memory; None: the device has no table."""
+    """Seconds of attention with a cache at that precision that comes from memory; None: the device has no table."""
     phase: Phase = "decode" if tokens == 1 else "prefill"
-    source = source_of(device_type)
-    name = attention_table_name(source, phase, "bfloat16", "bfloat16", head_dim) if source else None
+    source, kv_dtype = source_of(device_type), "bfloat16" if kept == "16" else "fp8"
+    name = attention_table_name(source, phase, "bfloat16", kv_dtype, head_dim) if source else None
     if source is None or name is None:
         return None
-    hardware = attention_hardware(source.system, phase, "bfloat16", "bfloat16", head_dim)
+    hardware = attention_hardware(source.system, phase, "bfloat16", kv_dtype, head_dim)
     points = np.array([[rows, context, heads, kv_heads]], np.float64)
     warm = float(load_attention_table(name).latency_s(points, np.array([float(tokens)]), hardware)[0])
     cache_bytes = 2 * rows * context * kv_heads * head_dim * hardware.kv_bytes

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable
 
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, linear_latency_s, roofline_s
-from llmpq.graph import FLOAT_BYTES, Linear
+from llmpq.graph import Attention, LayerKind, Linear
 from llmpq.hardware.cluster import Device
+from llmpq.hardware.support import cache_support
 from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Heads, Op, OpGraph, OpKind, Size
 from llmpq.plan import ComputeDtype
+from llmpq.precision import CachePrecision
 
 Measure = Callable[[Size], int]  # how much a size is in one step
 STREAMED: tuple[OpKind, ...] = ("norm", "elementwise", "routing", "cache", "gather")
@@ -65,17 +67,38 @@ def attention_s(
     return sum(_heads_s(device, found, rows, tokens, seen, compute_dtype) for found in heads)
 
 
-def _heads_s(device: Device, heads: Heads, rows: int, tokens: int, seen: int, compute_dtype: ComputeDtype) -> float:
+def cache_s(
+    device: Device, kind: LayerKind, engine: str, rows: int, tokens: int, context: int, compute_dtype: ComputeDtype
+) -> float:
+    """Seconds that attention takes longer with the layer's cache than with one of 16 bits; negative where it is faster.
+
+    A cache that kernels read as it is moves fewer bytes; one that is dequantized first is read and written once more.
+    """
+    attention = kind.attention
+    if attention.cached_at == "16":
+        return 0.0
+    seen = min(context, attention.window or context)
+    if cache_support(engine, device.type, attention.cached_at).level == "native":
+        heads = [op.heads for op in kind.ops.ops if op.heads is not None]
+        shape = (rows, tokens, seen, compute_dtype)
+        return sum(_heads_s(device, found, *shape, attention.cached_at) - _heads_s(device, found, *shape) for found in heads)
+    moved = attention.kv_bytes_per_token + kind.with_cache("16").attention.kv_bytes_per_token
+    return roofline_s(device, DTYPE[compute_dtype], 0, rows * seen * moved)
+
+
+def _heads_s(
+    device: Device, heads: Heads, rows: int, tokens: int, seen: int, compute_dtype: ComputeDtype, kept: CachePrecision = "16"
+) -> float:
     from llmpq.costs.lookup import attention_seconds
 
     if compute_dtype != "float32" and tokens <= seen and heads.head_dim == heads.value_dim:
         counts = (heads.num_heads, heads.num_kv_heads, heads.head_dim)
-        measured = attention_seconds(device.type, rows, tokens, seen, *counts)
+        measured = attention_seconds(device.type, rows, tokens, seen, *counts, kept)
         if measured is not None:
             return measured / device.speed
     pairs = rows * tokens * (seen - min(tokens, seen) / 2)
     flops = 2 * pairs * heads.num_heads * (heads.head_dim + heads.value_dim)
-    kv_bytes = heads.num_kv_heads * (heads.head_dim + heads.value_dim) * FLOAT_BYTES
+    kv_bytes = Attention(heads.num_heads, heads.num_kv_heads, heads.head_dim, None, heads.value_dim, 0, kept).kv_bytes_per_token
     return roofline_s(device, DTYPE[compute_dtype], flops, rows * seen * kv_bytes)
 
 

@@ -114,8 +114,8 @@ class Profile:
 
 
 def kind_digest(kind: LayerKind) -> str:
-    """A name for the structure of a layer, whatever the graph calls it."""
-    return _digest(replace(kind, name=""))
+    """A name for the structure of a layer, whatever the graph calls it and at which precision it is cached."""
+    return _digest(replace(kind.with_cache("16"), name=""))
 
 
 def ends_digest(graph: LayerGraph) -> str:

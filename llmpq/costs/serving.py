@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import activation_bytes, logits_bytes
-from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.costs.op_latency import attention_s, cache_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.costs.step import Step
@@ -184,10 +184,17 @@ class _MixedSteps:
         if not self.timed:
             return 0.0
         profile, modelled = self.profile, partial(self._modelled_layer_s, device, kind, step)
+        cache = self._cache_s(device, kind, step)
         if profile is None:
-            return modelled(option)
+            return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
-        return modelled(option) if found is None else found
+        return (modelled(option) if found is None else found) + cache
+
+    def _cache_s(self, device: Device, kind: LayerKind, step: Step) -> float:
+        """What attention takes longer, or less, with the layer's cache than with one of 16 bits."""
+        new, rest = ceil(step.new_tokens), (self.compute_dtype,)
+        decode = cache_s(device, kind, self.engine, step.sequences, 1, step.context, *rest)
+        return decode + step.prompts * cache_s(device, kind, self.engine, 1, new, step.prompt_len, *rest)
 
     def _modelled_layer_s(self, device: Device, kind: LayerKind, step: Step, option: LayerOption) -> float:
         new = ceil(step.new_tokens)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
+from llmpq.costs.op_latency import cache_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.costs.step import step_of
@@ -159,10 +160,11 @@ def phase_costs(
         def modelled(option: LayerOption) -> float:
             return layer_latency_s(device, kind, option, rows, tokens, context, compute_dtype, engine)
 
+        cache = cache_s(device, kind, engine, rows, tokens, context, compute_dtype)
         if profile is None:
-            return modelled(option)
+            return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
-        return modelled(option) if found is None else found
+        return (modelled(option) if found is None else found) + cache
 
     def ends(device: Device) -> tuple[float, float]:
         if not timed:

@@ -74,6 +74,8 @@ def _arguments(settings: VllmSettings) -> list[str]:
         f"--block-size {settings.block_size}",
         f"--kv-cache-memory-bytes {settings.kv_cache_memory_bytes}",
     ]
+    if settings.kv_cache_dtype != "auto":
+        arguments.append(f"--kv-cache-dtype {settings.kv_cache_dtype}")
     if len(settings.partition) > 1:
         executor = "ray" if settings.executor == "ray" else "mp"
         arguments += [f"--pipeline-parallel-size {len(settings.partition)}", f"--distributed-executor-backend {executor}"]

@@ -35,7 +35,7 @@ def readme(plan: Plan, settings: VllmSettings, blocks: KvBlocks) -> str:
             "|---|---|---|---|",
             *_rows(plan, settings),
             "",
-            f"- dtype `{settings.dtype}`: one for all ranks.",
+            f"- dtype `{settings.dtype}`: one for all ranks{_cache(settings)}.",
             f"- `VLLM_PP_LAYER_PARTITION={','.join(map(str, settings.partition))}`; executor: {settings.executor}.",
             f"- At most {settings.max_num_seqs} sequences of {settings.max_model_len} tokens; "
             f"{settings.max_num_batched_tokens} tokens a step, as the plan's micro-batches.",
@@ -49,6 +49,10 @@ def readme(plan: Plan, settings: VllmSettings, blocks: KvBlocks) -> str:
             "",
         ]
     )
+
+
+def _cache(settings: VllmSettings) -> str:
+    return "" if settings.kv_cache_dtype == "auto" else f"; KV cache: `{settings.kv_cache_dtype}`"
 
 
 def _rows(plan: Plan, settings: VllmSettings) -> list[str]:

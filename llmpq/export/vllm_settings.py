@@ -1,6 +1,6 @@
 """VllmSettings: how vLLM is to be set so that it runs a plan, and what is predicted of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmpq.costs.kv_blocks import KvBlocks, kv_blocks
@@ -8,10 +8,13 @@ from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.devices import DeviceKind
 from llmpq.plan import Plan
+from llmpq.precision import CachePrecision
+from llmpq.serialize import RARE
 
 Executor = Literal["one process", "mp", "mp over hosts", "ray"]
 VLLM_VERSION = "0.32"  # what the settings and the plugin were written for, and run with on CPU
 PLUGIN_CLASS = "llmpq_vllm_plugin.Worker"
+CACHE_DTYPES: dict[CachePrecision, str] = {"16": "auto", "int8": "int8_per_token_head", "fp8": "fp8"}
 FREE_OF_CARD = 0.02  # assumed: what the driver and others hold of a card beside the reserve, as a share of it
 
 
@@ -42,6 +45,7 @@ class VllmSettings:
     rank_kv_bytes: tuple[int, ...]
     memory_utilization: float
     windowed: bool
+    kv_cache_dtype: str = field(default="auto", metadata=RARE)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -79,6 +83,7 @@ def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
         rank_kv_bytes=blocks.rank_bytes,
         memory_utilization=min(_utilization(device) for device in devices),
         windowed=any(kind.attention.window is not None for kind in graph.kinds),
+        kv_cache_dtype=CACHE_DTYPES[plan.kv_precision],
     )
 
 

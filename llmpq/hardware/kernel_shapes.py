@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from llmpq.bundled import bundled_yaml
-from llmpq.graph import LayerKind, Linear
+from llmpq.graph import Attention, LayerKind, Linear
 from llmpq.hardware.devices import DeviceKind, DeviceType
-from llmpq.hardware.support import Support, support
+from llmpq.hardware.support import Support, cache_support, support
 from llmpq.layer_option import LayerOption
 from llmpq.precision import Precision
 
@@ -43,8 +43,36 @@ def layer_support(engine: str, device_type: DeviceType, option: LayerOption, kin
     answer = support(engine, device_type, option)
     if answer.level == "unsupported":
         return answer
-    refused = next(shape_problems(engine, device_type.kind, option, kind), None)
+    refused = cache_problem(engine, device_type, kind) or next(shape_problems(engine, device_type.kind, option, kind), None)
     return answer if refused is None else refused
+
+
+def cache_problem(engine: str, device_type: DeviceType, kind: LayerKind) -> Support | None:
+    """An "unsupported" answer where the engine cannot cache such a layer's keys and values at its precision; else None."""
+    attention = kind.attention
+    if attention.cached_at == "16" or not attention.num_kv_heads:
+        return None
+    answer = cache_support(engine, device_type, attention.cached_at)
+    if answer.level == "unsupported":
+        return answer
+    for rule in _cache_shapes().get(engine, ()):
+        if device_type.kind in rule["kinds"] and (reason := _cache_reason(rule, attention)):
+            return Support("unsupported", reason, bundled_yaml("support.yaml")["sources"][rule["source"]])
+    return None
+
+
+def _cache_reason(rule: dict[str, Any], attention: Attention) -> str | None:
+    if rule.get("plain") and (attention.value_head_dim is not None or attention.index_dim):
+        return f"a latent or indexed cache at {attention.cached_at} has a layout of its own, which is not planned"
+    if attention.head_dim % rule.get("heads", 1):
+        return f"heads of {attention.head_dim} values; a cache at {attention.cached_at} wants a multiple of {rule['heads']}"
+    return None
+
+
+@cache
+def _cache_shapes() -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = bundled_yaml("support.yaml")["cache_shapes"]
+    return found
 
 
 def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, kind: LayerKind) -> Iterator[Support]:

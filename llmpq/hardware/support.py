@@ -8,7 +8,7 @@ from llmpq.bundled import bundled_yaml
 from llmpq.errors import InputError
 from llmpq.hardware.devices import DeviceType, parse_capability
 from llmpq.layer_option import LayerOption
-from llmpq.precision import Precision
+from llmpq.precision import CachePrecision, Precision
 from llmpq.suggest import did_you_mean
 
 Level = Literal["native", "dequantize", "unsupported"]
@@ -35,11 +35,11 @@ class _Rule:
     lacks: str | None
     answer: Support
 
-    def matches(self, device_type: DeviceType, precision: Precision) -> bool:
+    def matches(self, device_type: DeviceType, precision: str) -> bool:
         capability = device_type.compute_capability or (0, 0)
         return (
             (not self.kinds or device_type.kind in self.kinds)
-            and (not self.precisions or precision.name in self.precisions)
+            and (not self.precisions or precision in self.precisions)
             and (self.minimum is None or capability >= self.minimum)
             and (self.below is None or capability < self.below)
             and (self.lacks is None or device_type.peak_flops(self.lacks) is None)
@@ -64,7 +64,17 @@ def _support(engine: str, device_type: DeviceType, precision: Precision) -> Supp
     if device_type.precisions is not None and precision.name not in device_type.precisions:
         listed = ", ".join(device_type.precisions)
         return Support("unsupported", f"the precisions listed for {device_type.name} are {listed}", device_type.source)
-    return next(rule.answer for rule in rules if rule.matches(device_type, precision))
+    return next(rule.answer for rule in rules if rule.matches(device_type, precision.name))
+
+
+def cache_support(engine: str, device_type: DeviceType, precision: CachePrecision) -> Support:
+    """What the engine can do with a KV cache at that precision; dequantize: keys and values become 16-bit before attention.
+
+    Raises InputError for an unknown engine.
+    """
+    if precision == "16":
+        return Support("native", "keys and values in the compute dtype", _data()["sources"]["own"])
+    return next(rule.answer for rule in _caches()[_known(engine)] if rule.matches(device_type, precision))
 
 
 def supported_precisions(engine: str, device_type: DeviceType, options: tuple[LayerOption, ...]) -> tuple[LayerOption, ...]:
@@ -91,8 +101,17 @@ def _known(engine: str) -> str:
 
 @cache
 def _matrix() -> dict[str, tuple[_Rule, ...]]:
+    return _rules("engines")
+
+
+@cache
+def _caches() -> dict[str, tuple[_Rule, ...]]:
+    return _rules("caches")
+
+
+def _rules(section: str) -> dict[str, tuple[_Rule, ...]]:
     sources = _data()["sources"]
-    return {engine: tuple(_read_rule(rule, sources) for rule in rules) for engine, rules in _data()["engines"].items()}
+    return {engine: tuple(_read_rule(rule, sources) for rule in rules) for engine, rules in _data()[section].items()}
 
 
 @cache

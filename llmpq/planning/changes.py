@@ -8,6 +8,7 @@ from llmpq.fix import ChangeKind
 from llmpq.planning.candidates import Candidate, rule_context
 from llmpq.planning.fit import asked, least_loss
 from llmpq.planning.largest import first
+from llmpq.precision import CachePrecision
 from llmpq.program import Program, Request, Target
 from llmpq.solver.loosen import looser
 from llmpq.solver.rules import Rule
@@ -25,12 +26,13 @@ PER_MILLE = 1e-3  # of perplexity: a quality target is rounded up to a multiple
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: in words, how to ask for it, and the request that it makes."""
+    """One change: in words, how to ask for it, the request that it makes, and the precision of the KV cache where that changes."""
 
     kind: ChangeKind
     words: str
     how: str
     request: Request
+    cached_at: CachePrecision | None = None
 
 
 def rule_changes(program: Program, fits: Question) -> Iterator[Change]:

@@ -11,9 +11,9 @@ from llmpq.plan import Plan
 from llmpq.planning.changes import Change, Question, budget_changes, rule_changes, workload_changes
 from llmpq.planning.fit import asked, fits
 from llmpq.planning.hardware_changes import device_changes, engine_changes, memory_changes
-from llmpq.precision import QUANTIZABLE, parse_precision
+from llmpq.precision import CACHE_PRECISIONS, QUANTIZABLE, parse_precision
 from llmpq.program import Program
-from llmpq.sensitivity import SensitivityTable
+from llmpq.sensitivity import SensitivityTable, with_prior_cache
 
 GAP = 0.01  # relative, of the plans that verify: their speed is told to two digits
 PLAN_LIMIT_S = 2.0  # of one of them
@@ -53,8 +53,10 @@ def _verified(
     program: Program, change: Change, sensitivity: SensitivityTable, plan_again: Callable[[Program], Plan]
 ) -> Iterator[Fix]:
     request = replace(change.request, gap=max(GAP, program.request.gap), time_limit_s=PLAN_LIMIT_S)
+    graph = program.graph if change.cached_at is None else program.graph.with_cache(change.cached_at)
+    changed = replace(program, graph=graph, request=request, costs=None, compute_dtype=None, sensitivity=sensitivity)
     try:
-        plan = plan_again(replace(program, request=request, costs=None, compute_dtype=None, sensitivity=sensitivity))
+        plan = plan_again(changed)
     except (InfeasibleError, TimeLimitError):
         return
     yield Fix(change.kind, change.words, change.how, plan.tokens_per_s, plan.quality.sensitivity)
@@ -67,6 +69,7 @@ def _changes(program: Program, fits: Question, estimate: Estimate) -> Iterator[t
     for kind in wishes:
         yield from _in_time((change, known) for change in kind(program, fits))
     yield from _in_time(precision_changes(program, fits, estimate))
+    yield from _in_time(cache_changes(program, fits, estimate))
     for kind in hardware:
         yield from _in_time((change, known) for change in kind(program, fits))
 
@@ -93,3 +96,16 @@ def precision_changes(program: Program, fits: Question, estimate: Estimate) -> I
         wanted = ",".join((*names, precision.name))
         yield Change("precisions", f"{precision.name} allowed as well", f"--precisions {wanted}", changed), sensitivity
         return
+
+
+def cache_changes(program: Program, fits: Question, estimate: Estimate) -> Iterator[tuple[Change, SensitivityTable]]:
+    """A rounded KV cache, the most faithful that makes it fit."""
+    if program.graph.cached_at != "16":
+        return
+    for kept in CACHE_PRECISIONS[1:]:
+        changed = replace(program, graph=program.graph.with_cache(kept), sensitivity=None)
+        sensitivity = estimate(changed) or with_prior_cache(program.require("sensitivity"), changed.graph)
+        if fits(asked(replace(changed, sensitivity=sensitivity), program.request)):
+            words = f"KV cache at {kept} instead of 16 bits"
+            yield Change("cache", words, f"--kv-precision {kept}", program.request, kept), sensitivity
+            return

@@ -36,6 +36,7 @@ def make_plan(
         engine=program.request.engine,
         precisions=tuple(precision.name for precision in program.request.precisions),
         constraints=tuple(rule.text for rule in program.request.rules),
+        kv_precision=program.graph.cached_at,
     )
 
 

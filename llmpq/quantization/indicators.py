@@ -62,13 +62,23 @@ def table_of(
     advance("calibrate", len(quantized), len(quantized))
     cells = [[_cell(layer, option, units, columns) for option in options] for layer in range(measured.graph.num_layers)]
     tokens, text = measured.windows.numel(), measured.calibration.text_name
-    return SensitivityTable(
+    table = SensitivityTable(
         options=tuple(option.name for option in options),
         rows=tuple(tuple(value for value, _ in row) for row in cells),
         indicator=indicator,
         provenance=f"{indicator} indicator, scaled to each precision's joint divergence on {tokens} tokens of {text}",
         errors=tuple(tuple(error for _, error in row) for row in cells),
     )
+    return _with_cache(table, measured)
+
+
+def _with_cache(table: SensitivityTable, measured: Measurements) -> SensitivityTable:
+    """The table with the divergence that rounding the whole KV cache makes, where the graph has a rounded one."""
+    kept = measured.graph.cached_at
+    if kept == "16":
+        return table
+    divergence = measured.cached(kept).divergence
+    return table.with_cache(kept, max(0.0, divergence.mean), divergence.error, "its divergence measured")
 
 
 def layers_of(graph: LayerGraph) -> list[Unit]:

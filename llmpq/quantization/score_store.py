@@ -10,11 +10,13 @@ from llmpq.store import Store
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weight file, spread evenly: two trainings of one model differ nearly everywhere
 DECIDING = (
+    "cache_codecs",
     "clipping",
     "fake_quantization",
     "fisher",
     "output_noise",
     "prefix",
+    "rounded_cache",
     "rounding",
     "scoring",
 )  # modules that figures depend on

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +14,12 @@ from llmpq.checkpoint.reader import Checkpoint
 from llmpq.evaluation import Estimate, estimate
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import SEPARATOR, LayerOption
+from llmpq.precision import CachePrecision
 from llmpq.program import Calibration
 from llmpq.quantization.fake_quantization import fake_quantized
 from llmpq.quantization.original import load_original
 from llmpq.quantization.prefix import Prefix, logits_of, next_prefix
+from llmpq.quantization.rounded_cache import rounded_cache
 from llmpq.quantization.score_store import score_store
 from llmpq.store import Store
 
@@ -92,10 +95,17 @@ class Measurements:
                     prefix = next_prefix(self.model, self.graph, layer, prefix, self.windows)
         return [loss for cell in cells if (loss := found[cell]) is not None]
 
+    def cached(self, precision: CachePrecision) -> Loss:
+        """The loss with the keys and values of every layer as a cache at that precision holds them."""
+        return self.store.get_or(f"cache-{precision}", Loss, lambda: self._lost(rounded_cache(self.model, precision), 0, ()))
+
     def _measure(self, options: dict[int, LayerOption], layer: int, prefix: Prefix) -> Loss:
+        return self._lost(fake_quantized(self.model, self.graph, options), layer, prefix)
+
+    def _lost(self, rounded: AbstractContextManager[None], layer: int, prefix: Prefix) -> Loss:
         base = self.base
         started = time.perf_counter()
-        with torch.inference_mode(), fake_quantized(self.model, self.graph, options):
+        with torch.inference_mode(), rounded:
             logits = logits_of(self.model, self.graph, layer, prefix, self.windows)
             differences = [_difference(*each) for each in zip(base, logits, self.windows)]
         divergences, increases = zip(*differences)

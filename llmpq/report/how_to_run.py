@@ -31,7 +31,8 @@ def _code(lines: list[str]) -> Markup:
 
 def _compile(plan: Plan) -> str:
     words = ["llmpq compile", quote(plan.model), "--cluster", _cluster(plan.cluster), *_workload(plan.workload)]
-    return " ".join([*words, *(["--engine", quote(plan.engine)] if plan.engine != "local" else []), "-o OUT"])
+    cache = ["--kv-precision", plan.kv_precision] if plan.kv_precision != "16" else []
+    return " ".join([*words, *(["--engine", quote(plan.engine)] if plan.engine != "local" else []), *cache, "-o OUT"])
 
 
 def _cluster(cluster: Cluster) -> str:

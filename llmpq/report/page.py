@@ -8,7 +8,7 @@ from llmpq.costs.profile import Profile
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import stage_seconds
-from llmpq.printing import format_sizes, format_workload
+from llmpq.printing import format_cache, format_sizes, format_workload
 from llmpq.quality_check import QualityCheck
 from llmpq.report.front import front_section
 from llmpq.report.gantt import no_schedule_section, schedule_section
@@ -89,7 +89,7 @@ def _header(report: Report) -> Markup:
     return tag(
         "header",
         tag("h1", plan.model),
-        tag("p", f"{stages}; {format_workload(plan.workload)}; {plan.compute_dtype}, engine {plan.engine}"),
+        tag("p", f"{stages}; {format_workload(plan.workload)}; {plan.compute_dtype}{format_cache(plan)}, engine {plan.engine}"),
         tag("p", format_sizes(plan), class_="note"),
         tag("nav", *links, aria_label="Sections"),
     )

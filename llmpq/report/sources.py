@@ -66,6 +66,6 @@ def _graph(model: str | Path, plan: Plan, profile: Profile | None) -> tuple[Laye
     if profile is None and "measured" in plan.prediction.provenance:
         return None, "the plan rests on a profile; give it by --profile FILE"
     try:
-        return layer_graph_of(resolve(model, weights=False)), ""
+        return layer_graph_of(resolve(model, weights=False)).with_cache(plan.kv_precision), ""
     except LlmpqError as error:
         return None, str(error)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmpq.runtime.kv_cache import KvCache, PassingCache
+from llmpq.quantization.cache_codecs import Held
+from llmpq.runtime.kv_cache import EVERY, KvCache, PassingCache
 
 
 class FillingCache(PassingCache):
@@ -18,20 +19,26 @@ class FillingCache(PassingCache):
     wants_every_position = False
 
     def __init__(self, cache: KvCache, first: int, lengths: Sequence[int]) -> None:
+        super().__init__()
         self._cache, self._first, self._lengths = cache, first, tuple(lengths)
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = self._cache.slots(layer_idx, self._first, len(self._lengths))
-        for rows, length in self._alike():
-            keys[rows, :, :length] = key[rows, :, key.shape[2] - length :]
-            values[rows, :, :length] = value[rows, :, value.shape[2] - length :]
-        return key, value
+        return self._fill(keys, key), self._fill(values, value)
 
     def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
         keys = self._cache.index_slots(layer_idx, self._first, len(self._lengths))
         for rows, length in self._alike():
             keys[rows, :length] = index_key[rows, index_key.shape[1] - length :]
         return index_key
+
+    def _fill(self, held: Held, new: Tensor) -> Tensor:
+        """Keep the rows of keys or values; returns what attention sees of them."""
+        encoded = held.codec.encode(new)
+        for rows, length in self._alike():
+            real = slice(new.shape[2] - length, None)
+            held.write((rows, EVERY, slice(length)), tuple(tensor[rows, :, real] for tensor in encoded))
+        return held.codec.decode(encoded, new.dtype)
 
     def _alike(self) -> list[tuple[slice, int]]:
         """Rows that can be copied at once: all where none is padded, else one by one."""
@@ -55,14 +62,17 @@ class ContinuingCache:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = self._cache.slots(layer_idx, self._first, self._number)
+        return self._add(keys, key), self._add(values, value)
+
+    def _add(self, held: Held, new: Tensor) -> Tensor:
+        """Keep one position more of each row's keys or values; returns what attention sees of all."""
+        encoded = held.codec.encode(new)
         if self._newest is None:
-            keys[:, :, self._seen - 1 : self._seen] = key
-            values[:, :, self._seen - 1 : self._seen] = value
+            held.write((EVERY, EVERY, slice(self._seen - 1, self._seen)), encoded)
         else:
-            rows, positions = self._rows_and_positions(keys.device)
-            keys[rows, :, positions] = key[:, :, 0]
-            values[rows, :, positions] = value[:, :, 0]
-        return keys[:, :, : self._seen], values[:, :, : self._seen]
+            rows, positions = self._rows_and_positions(new.device)
+            held.write((rows, EVERY, positions), tuple(tensor[:, :, 0] for tensor in encoded))
+        return held.read((EVERY, EVERY, slice(self._seen)))
 
     def update_indexer(self, index_key: Tensor, layer_idx: int) -> Tensor:
         keys = self._cache.index_slots(layer_idx, self._first, self._number)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from llmpq.graph import Attention
+from llmpq.precision import CachePrecision
 from llmpq.runtime.batching import Step
 from llmpq.runtime.kv_cache import KvCache, PassingCache
 from llmpq.runtime.slots import ContinuingCache, FillingCache
@@ -63,7 +64,11 @@ class Stage:
     def _past(self, step: Step) -> PassingCache | ContinuingCache:
         if step.action.phase == "D":
             return ContinuingCache(self._slots, step.first_slot, step.lengths)
-        return FillingCache(self._slots, step.first_slot, step.lengths) if self._keeps else PassingCache()
+        return FillingCache(self._slots, step.first_slot, step.lengths) if self._keeps else PassingCache(self._cached_at)
+
+    @property
+    def _cached_at(self) -> CachePrecision:
+        return next((attention.cached_at for attention in self.layers.values()), "16")
 
     @property
     def _slots(self) -> KvCache:

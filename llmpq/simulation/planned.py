@@ -7,7 +7,7 @@ from functools import cache, cached_property, partial
 from math import ceil
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
-from llmpq.costs.op_latency import attention_s, products_s, streams_s
+from llmpq.costs.op_latency import attention_s, cache_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
 from llmpq.costs.step import Step
@@ -126,10 +126,20 @@ class StageTimes:
 
     def _layer_s(self, device: Device, kind: LayerKind, option: LayerOption, step: "_Step") -> float:
         profile, modelled = self._measured, partial(self._modelled_layer_s, device, kind, step)
+        cache = self._cache_s(device, kind, step)
         if profile is None:
-            return modelled(option)
+            return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step.measured), modelled)
-        return modelled(option) if found is None else found
+        return (modelled(option) if found is None else found) + cache
+
+    def _cache_s(self, device: Device, kind: LayerKind, step: "_Step") -> float:
+        """What attention takes longer, or less, with the layer's cache than with one of 16 bits."""
+        dtype, seconds = self.plan.compute_dtype, 0.0
+        if step.sequences:
+            seconds += cache_s(device, kind, self.engine, step.sequences, 1, step.context, dtype)
+        if step.prefill_tokens:
+            seconds += cache_s(device, kind, self.engine, 1, step.prefill_tokens, step.prefill_context, dtype)
+        return seconds
 
     def _modelled_layer_s(self, device: Device, kind: LayerKind, step: "_Step", option: LayerOption) -> float:
         dtype, window = self.plan.compute_dtype, kind.attention.window
