@@ -262,8 +262,16 @@ def ladder(program: Program, joint: dict[str, Any]) -> list[dict[str, Any]]:
         space = Space(accept=up_to(found.candidate.running))
         steps.append(("precision per layer, no more sequences at once", *told(asked, best(asked, space, found))))
         last = "more sequences at once"
-    steps.append((last, joint["tokens_per_s"], joint["proven"]))
+    single = joint if program.request.tensor_parallel == 1 else solved(without_groups(asked), "assign-joint")
+    if "error" not in single:
+        steps.append((last, single["tokens_per_s"], single["proven"]))
+    if single is not joint:
+        steps.append(("tensor-parallel groups", joint["tokens_per_s"], joint["proven"]))
     return [{"free": name, "tokens_per_s": speed, "proven": proven} for name, speed, proven in steps if speed is not None]
+
+
+def without_groups(program: Program) -> Program:
+    return replace(program, request=replace(program.request, tensor_parallel=1))
 
 
 def told(program: Program, found: Found | None) -> tuple[float | None, bool]:
@@ -361,7 +369,7 @@ def climbed(entry: dict[str, Any]) -> str:
 
 def markdown(cases: dict[str, Any]) -> str:
     """A table for each workload, and one of the ladders as factors."""
-    names = ("even split", "partition", "one precision", "by device type", "by layer", "more at once", "in all")
+    names = ("even split", "partition", "one precision", "by device type", "by layer", "more at once", "groups", "in all")
     ladders = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines = []
     for name in ("batch", "serving"):
@@ -401,7 +409,8 @@ def speed_cell(entry: dict[str, Any]) -> str:
 
 def ladder_cells(steps: list[dict[str, Any]]) -> list[str]:
     """Tokens per second of the even split, then the factor of each step against the one before it that has a plan."""
-    places = ("even split", "partition", "precision, one", "precision per type", "precision per layer", "more sequences")
+    placed = "even split", "partition", "precision, one", "precision per type", "precision per layer"
+    places = (*placed, "more sequences", "tensor-parallel groups")
     found = ["-"] * len(places)
     before: float | None = None
     for step in steps:

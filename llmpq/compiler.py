@@ -223,6 +223,7 @@ def _start(
         gap=options.gap,
         time_limit_s=options.time_limit_s,
         replicas=options.replicas,
+        tensor_parallel=options.group_size,
         profile=profile,
         queue=options.queue,
     )

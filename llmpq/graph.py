@@ -29,7 +29,7 @@ class Linear:
 
     Linears of one `fusion_group` read the same input and are fused by engines, so they share a precision.
     `experts` > 1: a 3-D parameter [experts, out, in], of which `active_experts` work on each token.
-    `transposed`: stored [in, out] (GPT-2's Conv1D).
+    `transposed`: stored [in, out] (GPT-2's Conv1D). `column_ranks`: among which the columns of a larger linear are split.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Linear:
     transposed: bool = False
     experts: int = 1
     active_experts: int = 1
+    column_ranks: int = field(default=1, metadata={"rare": True})
 
     @property
     def is_quantizable(self) -> bool:

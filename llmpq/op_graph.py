@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     Counts = NDArray[np.int64]
 
-OpKind = Literal["matmul", "experts", "attention", "norm", "gather", "cache", "routing", "elementwise", "view"]
+Collective = Literal["all-reduce", "all-gather"]  # between the ranks of a tensor-parallel group
+OpKind = Literal["matmul", "experts", "attention", "norm", "gather", "cache", "routing", "elementwise", "view", Collective]
 Term = tuple[int, int, int, int]
 _VARIABLES = ("batch", "tokens", "context")
 

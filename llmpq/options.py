@@ -7,8 +7,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypedDict
 
 from llmpq.errors import InputError
+from llmpq.hardware.support import engines, tensor_parallel_sizes
 from llmpq.precision import parse_cache_precision
-from llmpq.program import Target
+from llmpq.program import MOST_RANKS, Target
 
 if TYPE_CHECKING:
     from llmpq.passmanager import Pass
@@ -44,6 +45,7 @@ class PlanningOptions(TypedDict, total=False):
     kv_precision: str
     replicas: int
     queue: bool
+    tensor_parallel: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Options:
     replicas: the most pipelines that share the requests out between them, 1 to 8.
     kv_precision: of keys and values in the cache: 16, int8 (a scale for each token and head), fp8, or auto: the fastest plan.
     queue: sequences of a batch may wait while others are in the cache, as many at once as the plan says (resident).
+    tensor_parallel: the most devices of a group that runs a stage together, 1 to 8; None: 8 where the engine has groups.
     """
 
     max_ppl_increase: float | None = None
@@ -89,6 +92,7 @@ class Options:
     kv_precision: str = "16"
     replicas: int = 1
     queue: bool = False
+    tensor_parallel: int | None = None
 
     def __post_init__(self) -> None:
         if self.quantizer not in QUANTIZERS:
@@ -101,8 +105,21 @@ class Options:
             raise InputError(f"--replicas is {self.replicas}; it is the most pipelines of a plan, 1 to {MOST_REPLICAS}")
         if self.kv_precision != AUTO_CACHE:
             parse_cache_precision(self.kv_precision)
+        if not 1 <= self.group_size <= MOST_RANKS:
+            raise InputError(f"--tensor-parallel is {self.tensor_parallel}; it is the most devices of a group, 1 to {MOST_RANKS}")
+        if self.group_size > 1 and self.engine in engines() and not tensor_parallel_sizes(self.engine):
+            raise InputError(
+                f"--tensor-parallel {self.tensor_parallel}: engine {self.engine} splits no layers; use --engine vllm"
+            )
         if not 0 < self.time_limit_s < inf:
             raise InputError(f"--time-limit is {self.time_limit_s}; it must be a finite number of seconds above 0")
+
+    @property
+    def group_size(self) -> int:
+        """The most devices of a tensor-parallel group."""
+        if self.tensor_parallel is not None:
+            return self.tensor_parallel
+        return MOST_RANKS if self.engine in engines() and tensor_parallel_sizes(self.engine) else 1
 
     @property
     def target(self) -> Target:

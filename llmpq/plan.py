@@ -19,7 +19,7 @@ SERVED_TOKENS = 1000.0  # the objective of a plan for serving is the seconds tha
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Layers [first_layer, first_layer + len(options)) on one device, an option per layer."""
+    """Layers [first_layer, first_layer + len(options)) on one device or group ("L4:0+L4:1"), an option per layer."""
 
     device: str
     first_layer: int
@@ -47,7 +47,7 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Bytes on one device, term by term; `capacity` is what the model may use."""
+    """Bytes on one device, or on each of a group, term by term; `capacity` is what the model may use."""
 
     device: str
     weights: int
@@ -231,6 +231,17 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         return self.pipeline.stages
+
+    @property
+    def ranks(self) -> int:
+        """Devices of each stage: 1, or those of its tensor-parallel group."""
+        return self.cluster.device(self.stages[0].device).ranks
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Devices of the cluster that no stage runs on."""
+        used = {name for stage in self.stages for name in self.cluster.device(stage.device).members}
+        return tuple(device.name for device in self.cluster.devices if device.name not in used)
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 
+MOST_RANKS = 8  # devices of a tensor-parallel group
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The quality asked for: a budget in nats per token (`explicit`: the user named it), or theta seconds per nat per token."""
@@ -40,6 +43,7 @@ class Request:
     gap: float = 1e-3
     time_limit_s: float = 60.0
     replicas: int = 1  # the most pipelines
+    tensor_parallel: int = 1  # the most devices of a group
     profile: Profile | None = None
     queue: bool = False  # whether sequences of a batch may wait while others are in the cache
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isfinite
 
-from llmpq.errors import VerifyError
+from llmpq.errors import ClusterError, VerifyError
+from llmpq.hardware.cluster import TOGETHER, Cluster
 from llmpq.hardware.support import support
 from llmpq.layer_option import SEPARATOR, mean_bits
 from llmpq.plan import SERVED_TOKENS, Plan
@@ -54,18 +55,32 @@ def placement_problems(plan: Plan, program: Program) -> Iterator[str]:
     if layers != list(range(program.graph.num_layers)):
         yield f"the stages hold layers {layers}, not each of 0..{program.graph.num_layers - 1} once and in order"
     devices = [stage.device for stage in plan.stages]
-    known = [device.name for device in program.request.cluster.devices]
+    cluster = program.request.cluster
     for stage in plan.stages:
-        if stage.device not in known:
+        if not _is_known(cluster, stage.device):
             yield f"stage device {stage.device!r} is not in the cluster"
         if not stage.options:
             yield f"the stage on {stage.device} holds no layer"
-    if len(set(devices)) != len(devices):
+    if _is_shared(devices):
         yield f"a device holds more than one stage: {', '.join(devices)}"
     allowed = [precision.name for precision in program.request.precisions]
     for option in sorted(set(plan.options) - set(allowed)):
         is_known = set(option.split(SEPARATOR)) <= set(PRECISIONS)
         yield f"option {option!r} was not asked for" if is_known else f"option {option!r} is unknown"
+
+
+def _is_known(cluster: Cluster, name: str) -> bool:
+    """Whether it is a device of the cluster, or a group of such."""
+    try:
+        return cluster.device(name).name == name
+    except ClusterError:
+        return False
+
+
+def _is_shared(names: list[str]) -> bool:
+    """Whether a device is in two of these, which may be groups."""
+    single = [member for name in names for member in name.split(TOGETHER)]
+    return len(set(single)) < len(single)
 
 
 def _replica_problems(plan: Plan, program: Program) -> Iterator[str]:
@@ -74,7 +89,7 @@ def _replica_problems(plan: Plan, program: Program) -> Iterator[str]:
         request = replace(program.request, workload=one.workload)
         yield from (f"replica {number}: {problem}" for problem in plan_problems(one, replace(program, request=request)))
     devices = [stage.device for pipeline in plan.pipelines for stage in pipeline.stages]
-    if len(set(devices)) != len(devices):
+    if _is_shared(devices):
         yield f"a device is in more than one pipeline: {', '.join(devices)}"
     replicas = [pipeline.replica for pipeline in plan.pipelines if pipeline.replica is not None]
     if len(replicas) < len(plan.pipelines):

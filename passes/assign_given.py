@@ -1,11 +1,12 @@
 """assign-given: a plan that was written down, perhaps edited by hand, with its costs derived anew."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from llmpq.answers.plan_file import load_plan
 from llmpq.planning.baselines import with_plan
+from llmpq.planning.costing import on_groups_of
 from llmpq.planning.given import given_plan
 from llmpq.program import Program
 
@@ -21,4 +22,8 @@ class AssignGiven:
     plan: str = "plan.json"
 
     def apply(self, program: Program) -> Program:
-        return with_plan(program, self.name, given_plan(program, load_plan(Path(self.plan)), self.plan))
+        plan = load_plan(Path(self.plan))
+        place = on_groups_of(program, plan)
+        found = with_plan(place, self.name, given_plan(place, plan, self.plan))
+        own = replace(found.require("plan"), cluster=program.request.cluster)
+        return replace(program, plan=own, notices=found.notices)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from llmpq.plan import Optimality
-from llmpq.planning.fallback import search_or_explain
+from llmpq.planning.group_search import search_groups
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.robust import least_regret
 from llmpq.program import Program
@@ -24,8 +24,10 @@ class AssignRobust:
     seed: int = 0
 
     def apply(self, program: Program) -> Program:
-        answer = least_regret(program, search_or_explain(program), self.factor, self.slack, self.samples, self.seed)
+        grouped = search_groups(program)
+        answer = least_regret(grouped.program, grouped.answer, self.factor, self.slack, self.samples, self.seed)
         found = answer.found
         optimality = Optimality(found.objective, found.bound, found.proven, self.name)
-        plan = make_plan(program, found.candidate, found.problem, found.assignment, optimality, answer.budget)
-        return replace(program, plan=plan, notices=program.notices + answer.notices)
+        plan = make_plan(grouped.program, found.candidate, found.problem, found.assignment, optimality, answer.budget)
+        own = replace(plan, cluster=program.request.cluster)
+        return replace(program, plan=own, notices=program.notices + answer.notices)

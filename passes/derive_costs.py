@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmpq.planning.joint import costed
+from llmpq.planning.costing import costed
 from llmpq.program import Program
 
 

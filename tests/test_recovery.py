@@ -8,7 +8,8 @@ from llmpq.answers.recovery import plan_without
 from llmpq.errors import ClusterError, InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
-from llmpq.planning.joint import costed, joint_plan
+from llmpq.planning.costing import costed
+from llmpq.planning.joint import joint_plan
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import prior

@@ -102,13 +102,14 @@ def _figures(first: Plan, second: Plan) -> Iterator[Figure]:
         yield figure("first token", "s", lambda plan: None if plan.prediction.load is None else plan.prediction.load.ttft_s)
         yield figure("running", "sequences", lambda plan: None if plan.prediction.load is None else plan.prediction.load.running)
     yield figure("sensitivity", "nats per token", lambda plan: plan.quality.sensitivity)
-    yield figure("memory", "bytes", lambda plan: sum(memory.total for memory in plan.prediction.memory))
+    yield figure("memory", "bytes", lambda plan: plan.ranks * sum(memory.total for memory in plan.prediction.memory))
 
 
 def _devices(first: Plan, second: Plan) -> Iterator[DeviceChange]:
     spans = [{stage.device: (stage.layers[0], stage.layers[-1]) for stage in plan.stages} for plan in (first, second)]
     held = [{memory.device: memory.total for memory in plan.prediction.memory} for plan in (first, second)]
-    names = dict.fromkeys(device.name for plan in (first, second) for device in plan.cluster.devices)
+    groups = [stage.device for plan in (first, second) for stage in plan.stages if plan.ranks > 1]
+    names = dict.fromkeys((*groups, *(device.name for plan in (first, second) for device in plan.cluster.devices)))
     for name in names:
         yield DeviceChange(name, spans[0].get(name), spans[1].get(name), held[0].get(name, 0), held[1].get(name, 0))
 

@@ -59,7 +59,7 @@ def explain(
         raise InputError("explain: both a layer and a device were given; ask about one of them")
     subject = Subject.of(program, time_limit_s)
     plan = subject.plan
-    name = None if device is None else plan.cluster.device(device).name
+    name = None if device is None else _place(subject, plan.cluster.device(device).name)
     base = subject.solved() or plan
     stages = stage_times(subject)
     answered = None if layer is None else answer_layer(subject, base, layer)
@@ -89,11 +89,18 @@ def _bound_by(prices: tuple[Price, ...]) -> tuple[str, ...]:
 
 def _idle(subject: Subject, base: Plan, only: str | None) -> tuple[IdleDevice, ...]:
     """The devices without a layer, or the one asked about; the cost of giving it one."""
-    used = {stage.device for stage in subject.plan.stages}
-    idle = [device.name for device in subject.plan.cluster.devices if device.name not in used and only in (None, device.name)]
-    return tuple(IdleDevice(name, _forced_s(subject, base, name) if only else None) for name in idle)
+    idle = [name for name in subject.plan.idle if only in (None, name, _place(subject, name))]
+    return tuple(IdleDevice(name, _forced_s(subject, base, _place(subject, name)) if only else None) for name in idle)
+
+
+def _place(subject: Subject, name: str) -> str:
+    """The group that the device is in, where stages are groups; else the device itself."""
+    groups = subject.program.request.cluster.devices
+    return next((group.name for group in groups if name in group.members), name)
 
 
 def _forced_s(subject: Subject, base: Plan, name: str) -> float | None:
+    if all(device.name != name for device in subject.program.request.cluster.devices):
+        return None  # left over by groups of the plan's size
     plan = subject.solved(subject.with_rules((f"device('{name}').layers >= 1",)))
     return None if plan is None else plan.optimality.objective - base.optimality.objective

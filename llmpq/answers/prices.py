@@ -12,7 +12,7 @@ from llmpq.hardware.cluster import Cluster, Device
 from llmpq.hardware.devices import DeviceType
 from llmpq.hardware.link import Link
 from llmpq.plan import Plan
-from llmpq.planning.joint import costed
+from llmpq.planning.costing import costed
 from llmpq.planning.orders import identical_devices
 from llmpq.planning.robust import Choice, choice_of
 from llmpq.program import Program

@@ -8,7 +8,8 @@ from llmpq.errors import InfeasibleError
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import parse_options
 from llmpq.plan import Plan
-from llmpq.planning.joint import costed, joint_plan
+from llmpq.planning.costing import costed
+from llmpq.planning.joint import joint_plan
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import prior
 from llmpq.solver.rules import parse_rules

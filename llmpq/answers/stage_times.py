@@ -6,7 +6,9 @@ from typing import Literal
 
 from llmpq.answers.subject import Subject
 from llmpq.costs.linear_latency import DTYPE
+from llmpq.costs.op_latency import COLLECTIVES, collectives_s
 from llmpq.costs.peaks import seconds_at_efficiency
+from llmpq.costs.shard import shard
 from llmpq.graph import LayerKind
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.support import support
@@ -27,7 +29,8 @@ class PhaseTime:
     """One micro-batch (when serving: one step) in one stage.
 
     seconds: predicted, its link apart; compute_s, bandwidth_s, overhead_s: what its arithmetic, its memory traffic and its
-    launches would take alone at the rates of the roofline, the longest of which bounds it, unless the link is longer still.
+    launches would take alone at the rates of the roofline, collective_s: what the ranks of a group send each other; the longest
+    bounds it, unless the link is longer still.
     """
 
     seconds: float
@@ -35,6 +38,7 @@ class PhaseTime:
     compute_s: float
     bandwidth_s: float
     overhead_s: float
+    collective_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -44,7 +48,12 @@ class PhaseTime:
     def bound(self) -> Bound:
         if self.link_s > self.seconds:
             return "link"
-        shares: dict[Bound, float] = {"compute": self.compute_s, "bandwidth": self.bandwidth_s, "overhead": self.overhead_s}
+        shares: dict[Bound, float] = {
+            "compute": self.compute_s,
+            "bandwidth": self.bandwidth_s,
+            "overhead": self.overhead_s,
+            "link": self.collective_s,
+        }
         return max(shares, key=lambda name: shares[name])
 
 
@@ -117,8 +126,9 @@ def _phase_times(subject: Subject, phase: Phase) -> tuple[PhaseTime, ...]:
         device = plan.cluster.device(stage.device)
         shares = [roofline_shares(subject.program, device, i, b, parts) for i, b in zip(stage.layers, options)]
         compute, bandwidth = (sum(share[k] for share in shares) for k in (0, 1))
+        sent = sum(_collective_s(subject.program, device, i, parts) for i in stage.layers)
         overhead = len(stage.options) * device.type.overhead_s / device.speed
-        found.append(PhaseTime(scale * seconds, scale * hops[j], compute, bandwidth, overhead))
+        found.append(PhaseTime(scale * seconds, scale * hops[j], compute, bandwidth, overhead, sent))
     return tuple(found)
 
 
@@ -137,9 +147,19 @@ def _parts(workload: Workload, subject: Subject, phase: str) -> Parts:
     return decoding, (load.prefill_tokens / max(new, 1), max(new, 1), workload.prompt_len, 1)
 
 
+def _collective_s(program: Program, device: Device, layer: int, parts: Parts) -> float:
+    """What the ranks of a group send each other for one layer, all tokens of a step at once."""
+    ops = shard(program.graph, device.ranks).kind_of(layer).ops
+
+    def of_step(size: Size) -> int:
+        return round(sum(often * size(tokens, context, rows) for often, tokens, context, rows in parts))
+
+    return collectives_s(device, ops, of_step)
+
+
 def roofline_shares(program: Program, device: Device, layer: int, option: int, parts: Parts) -> tuple[float, float]:
     """Seconds of one layer's arithmetic alone and of its memory traffic alone, at the rates of the roofline."""
-    kind, precision = program.graph.kind_of(layer), program.request.precisions[option]
+    kind, precision = shard(program.graph, device.ranks).kind_of(layer), program.request.precisions[option]
 
     def measured(size: Size) -> float:
         return sum(often * size(tokens, context, rows) for often, tokens, context, rows in parts)
@@ -148,7 +168,9 @@ def roofline_shares(program: Program, device: Device, layer: int, option: int, p
     lower = native and all(part.is_quantized and part.activation_bits < 16 for part in precision.parts)
     dtype = {"int": "int8", "fp8": "fp8"}[precision.parts[-1].kind] if lower else DTYPE[program.require("compute_dtype")]
     tokens = round(sum(often * new * rows for often, new, _, rows in parts))
-    moved = measured(kind.ops.traffic(lambda op: op.kind != "view")) + _weights_moved(kind, precision, native, tokens)
+    moved = measured(kind.ops.traffic(lambda op: op.kind not in ("view", *COLLECTIVES))) + _weights_moved(
+        kind, precision, native, tokens
+    )
     compute = seconds_at_efficiency(device.type, dtype, measured(kind.ops.flops), 0.0)
     return compute / device.speed, seconds_at_efficiency(device.type, dtype, 0.0, moved) / device.speed
 

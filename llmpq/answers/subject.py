@@ -9,11 +9,11 @@ from llmpq.graph import LayerGraph
 from llmpq.layer_option import parse_options
 from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
-from llmpq.planning.joint import costed
+from llmpq.planning.costing import costed, on_groups_of
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.robust import Choice, choice_of
 from llmpq.planning.search import search
-from llmpq.program import Program, Request, Target
+from llmpq.program import MOST_RANKS, Program, Request, Target
 from llmpq.sensitivity import SensitivityTable, prior, with_prior_cache
 from llmpq.solver.problem import Assignment, Evaluation, Problem, evaluate
 from llmpq.solver.rules import parse_rules
@@ -35,6 +35,7 @@ class Subject:
     @staticmethod
     def of(program: Program, time_limit_s: float = 5.0) -> "Subject":
         plan: Plan = program.require("plan")
+        program = on_groups_of(program, plan)
         candidate, assignment = choice_of(program, plan)
         problem = build_problem(program, candidate, plan.quality.budget)
         return Subject(program, candidate, problem, assignment, time_limit_s)
@@ -77,7 +78,8 @@ def program_of(graph: LayerGraph, plan: Plan, table: SensitivityTable | None = N
     precisions = parse_options(plan.precisions or tuple(dict.fromkeys(plan.options)))
     rules = parse_rules(plan.constraints)
     queue = any(pipeline.resident is not None for pipeline in plan.pipelines)
-    request = Request(plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine, profile=profile, queue=queue)
+    asked = (plan.cluster, plan.workload, precisions, _target(plan), rules, plan.engine)
+    request = Request(*asked, tensor_parallel=MOST_RANKS, profile=profile, queue=queue)
     names = tuple(item.name for item in precisions)
     sensitivity = prior(graph, precisions) if table is None else with_prior_cache(table.select(names), graph)
     program = replace(costed(Program(graph, request)), sensitivity=sensitivity, plan=plan)

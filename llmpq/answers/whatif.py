@@ -7,8 +7,9 @@ from llmpq.answers.cluster_changes import ClusterChange
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
+from llmpq.planning.costing import costed
 from llmpq.planning.fit import asked, fits
-from llmpq.planning.joint import costed, joint_plan
+from llmpq.planning.joint import joint_plan
 from llmpq.planning.largest import largest
 from llmpq.planning.limits import LARGEST_BATCH
 from llmpq.program import Program, Target

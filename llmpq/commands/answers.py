@@ -76,8 +76,10 @@ def _compare(program: Program) -> "tuple[Compared, ...]":
 
 
 def _regret(program: Program, plan: Plan, factor: float) -> "Regret":
+    from llmpq.planning.costing import on_groups_of
     from llmpq.planning.robust import choice_of, robustness
 
+    program = on_groups_of(program, plan)
     return robustness(program, choice_of(program, plan), plan.quality.budget, factor, SAMPLES, SEED).regret(0)
 
 

@@ -15,7 +15,7 @@ from llmpq.options import MOST_REPLICAS, Options, PlanningOptions
 from llmpq.passmanager import Observer, Pass
 from llmpq.pipelines import Pipelines, names_of, pipelines
 from llmpq.printing import format_program
-from llmpq.program import Program
+from llmpq.program import MOST_RANKS, Program
 from llmpq.suggest import did_you_mean
 from llmpq.workload import Workload
 
@@ -73,6 +73,12 @@ _OPTIONS = (
     click.option("--queue/--no-queue", default=False, help="Sequences of a batch may wait while others are in the cache."),
     click.option(
         "--kv-precision", default="16", show_default=True, help="Of the KV cache: 16, int8, fp8, or auto: the fastest plan."
+    ),
+    click.option(
+        "--tensor-parallel",
+        type=click.IntRange(1, MOST_RANKS),
+        metavar="N",
+        help="The most devices of a group that splits each layer; by default 8 with --engine vllm, which alone has groups.",
     ),
     click.option("--time-limit", type=float, default=60.0, show_default=True, help="Seconds of search."),
     click.option("--print-before", multiple=True, metavar="PASS", help="Print the program before this pass (or all), on stderr."),

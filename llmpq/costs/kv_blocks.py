@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmpq.costs.shard import shard
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Device
 from llmpq.plan import Plan
@@ -49,7 +50,8 @@ class KvBlocks:
 
 
 def kv_blocks(plan: Plan, graph: LayerGraph) -> KvBlocks:
-    """What the plan's devices have left beside weights and activations, in blocks."""
+    """What the plan's devices have left beside weights and activations, in blocks; of a group, what each of its ranks has."""
+    graph = shard(graph, plan.ranks)
     devices = [plan.cluster.device(stage.device) for stage in plan.stages]
     block_size, cached = block_size_of(devices), graph.with_cache(plan.kv_precision)
     block_bytes = tuple(

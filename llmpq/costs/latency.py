@@ -1,7 +1,7 @@
 """Latency of layers and ends: what their operators take, and the overhead of launching them."""
 
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, roofline_s
-from llmpq.costs.op_latency import attention_s, of_batch, products_s, streams_s
+from llmpq.costs.op_latency import attention_s, collectives_s, of_batch, products_s, streams_s
 from llmpq.costs.profile import Profile
 from llmpq.graph import FLOAT_BYTES, LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
@@ -28,7 +28,8 @@ def layer_latency_s(
     measure = of_batch(tokens, context, rows)
     products = products_s(device, kind.ops, kind.linears, option, measure, compute_dtype, engine)
     scores = attention_s(device, kind.ops, kind.attention.window, rows, tokens, context, compute_dtype)
-    return products + scores + streams_s(device, kind.ops, measure, compute_dtype) + overhead_s(device)
+    beside = streams_s(device, kind.ops, measure, compute_dtype) + collectives_s(device, kind.ops, measure)
+    return products + scores + beside + overhead_s(device)
 
 
 def overhead_s(device: Device) -> float:
@@ -51,7 +52,8 @@ def _end_s(device: Device, ops: OpGraph, rows: int, compute_dtype: ComputeDtype)
     """Ends know no context: every row is one token. They stay at 16 bits on every engine."""
     measure = of_batch(1, 1, rows)
     products = products_s(device, ops, (), SIXTEEN, measure, compute_dtype, "local")
-    return products + streams_s(device, ops, measure, compute_dtype) + overhead_s(device)
+    beside = streams_s(device, ops, measure, compute_dtype) + collectives_s(device, ops, measure)
+    return products + beside + overhead_s(device)
 
 
 def latency_provenance(

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, linear_latency_s, roofline_s
 from llmpq.graph import Attention, LayerKind, Linear
 from llmpq.hardware.cluster import Device
+from llmpq.hardware.collective_table import collective_s
 from llmpq.hardware.support import cache_support
 from llmpq.layer_option import LayerOption
-from llmpq.op_graph import Heads, Op, OpGraph, OpKind, Size
+from llmpq.op_graph import Collective, Heads, Op, OpGraph, OpKind, Size
 from llmpq.plan import ComputeDtype
 from llmpq.precision import CachePrecision
 
 Measure = Callable[[Size], int]  # how much a size is in one step
+COLLECTIVES: tuple[Collective, ...] = ("all-reduce", "all-gather")
 STREAMED: tuple[OpKind, ...] = ("norm", "elementwise", "routing", "cache", "gather")
 
 
@@ -111,3 +113,10 @@ def streams_s(device: Device, ops: OpGraph, measure: Measure, compute_dtype: Com
     nbytes = sum(measure(op.reads) + measure(op.writes) for op in ops.ops if op.kind in STREAMED)
     gathered = sum(measure(op.writes) for op in ops.ops if op.kind == "gather")
     return roofline_s(device, DTYPE[compute_dtype], 0, nbytes + gathered)
+
+
+def collectives_s(device: Device, ops: OpGraph, measure: Measure) -> float:
+    """What the ranks of a group send each other; nothing on a single device, whose graph has no such ops."""
+    return sum(
+        collective_s(device, operation, measure(op.writes)) for op in ops.ops for operation in COLLECTIVES if op.kind == operation
+    )

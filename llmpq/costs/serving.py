@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import activation_bytes, logits_bytes
-from llmpq.costs.op_latency import attention_s, cache_s, products_s, streams_s
+from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
+from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import Step
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.table import derive_costs as derive_batch_costs
@@ -64,6 +65,7 @@ def _derive_serving(
     profile: Profile | None,
 ) -> CostTable:
     """`decode`: mean steps, by sequences; `prefill`: activations alone, by token budget; `kv_bytes`: of one block."""
+    graph = shard(graph, ranks_of(cluster.devices))
     measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
     mixed = _MixedSteps(graph, cluster.devices, workload, precisions, compute_dtype, engine, timed, measured)
     means = {sequences: mixed.costs(sequences, workload.prefill_tokens(sequences)) for sequences in _sequences(workload)}
@@ -95,6 +97,7 @@ def mean_step_costs(
     profile: Profile | None = None,
 ) -> PhaseCosts:
     """The mean step in which `sequences` decode."""
+    graph = shard(graph, ranks_of(devices))
     measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
     mixed = _MixedSteps(graph, devices, workload, precisions, compute_dtype, engine, timed=True, profile=measured)
     return mixed.costs(sequences, workload.prefill_tokens(sequences))
@@ -206,7 +209,8 @@ class _MixedSteps:
         window = kind.attention.window
         decode = attention_s(device, kind.ops, window, step.sequences, 1, step.context, self.compute_dtype)
         prefill = step.prompts * attention_s(device, kind.ops, window, 1, new, step.prompt_len, self.compute_dtype)
-        return products + decode + prefill + streams_s(device, kind.ops, measure, self.compute_dtype) + overhead_s(device)
+        beside = streams_s(device, kind.ops, measure, self.compute_dtype) + collectives_s(device, kind.ops, measure)
+        return products + decode + prefill + beside + overhead_s(device)
 
     def _step(self, sequences: int, prompt_tokens: float) -> Step:
         """Prompts count by their tokens, the parts that earlier requests left behind not computed again."""

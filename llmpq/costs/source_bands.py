@@ -24,12 +24,17 @@ ROOFLINE_QUANTIZED = Range(0.7, 3.0)
 LINKS = {"measured": Range(0.8, 1.4), "given": Range(0.7, 1.5), "assumed": Range(0.3, 3.0)}
 
 
+# A layer split among 2 or 4 T4 or L4, from what one card takes, its all-reduces by a ring fitted to the other groups, rounded
+# outwards (benchmarks/tensor_parallel.py); on top of the band of the layer itself.
+SPLIT = Range(0.8, 1.15)
+
+
 def option_band(device: Device, option: LayerOption, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:
     """Factors on the predicted seconds of a layer at the option; of two precisions what covers both."""
     first, *rest = (_precision_band(device, precision, engine, graph, profile) for precision in option.parts)
     for other in rest:
         first = first.hull(other)
-    return first
+    return first if device.ranks == 1 else Range(first.low * SPLIT.low, first.high * SPLIT.high)
 
 
 def link_band(link: Link) -> Range:
@@ -42,7 +47,12 @@ def link_band(link: Link) -> Range:
 def _precision_band(device: Device, precision: Precision, engine: str, graph: LayerGraph, profile: Profile | None) -> Range:
     from llmpq.costs.lookup import has_table
 
-    if profile is not None and profile.covers(device, graph) and precision.name in {p.precision for p in profile.points}:
+    if (
+        profile is not None
+        and device.ranks == 1
+        and profile.covers(device, graph)
+        and precision.name in {p.precision for p in profile.points}
+    ):
         return Range(*profile.band)
     native = support(engine, device.type, precision).level == "native"
     runs = precision.name if native else "16"

@@ -9,6 +9,7 @@ from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
 from llmpq.costs.op_latency import cache_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
+from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import step_of
 from llmpq.costs.transfers import sent_bytes
 from llmpq.graph import LayerGraph, LayerKind
@@ -108,6 +109,7 @@ def derive_costs(
     queue: also of micro-batches of fewer sequences, for a batch of which only some are in the cache at once.
     """
     profile = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    graph = shard(graph, ranks_of(cluster.devices))
     together = resident_sizes(workload.batch_size) if queue else (workload.batch_size,)
     pairs = {pair for size in together for pair in micro_batch_sizes(replace(workload, batch_size=size), len(cluster.devices))}
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation

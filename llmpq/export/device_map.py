@@ -31,7 +31,9 @@ def device_map(plan: Plan, modules: Mapping[str, int]) -> dict[str, int | str]:
 
 
 def one_host(plan: Plan) -> list[str]:
-    """A reason when the stages are not all on one host, where one process could reach them."""
+    """A reason when the stages are not all on one host, where one process could reach them, or are groups of devices."""
+    if plan.ranks > 1:
+        return [f"stages are tensor-parallel groups, as {plan.stages[0].device}; only vLLM has them: --tensor-parallel 1"]
     hosts = sorted({plan.cluster.device(stage.device).host for stage in plan.stages})
     return [] if len(hosts) == 1 else [f"the stages are on hosts {', '.join(hosts)}; a device map is for one process on one host"]
 

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import ClassVar
 
 from llmpq.costs.kv_blocks import kv_blocks
+from llmpq.costs.shard import shard, unsplittable
 from llmpq.export.vllm_launch import launch_script
 from llmpq.export.vllm_readme import readme
 from llmpq.export.vllm_settings import too_few_blocks, vllm_settings
@@ -28,7 +29,8 @@ class VllmTarget:
 
     def unsupported(self, plan: Plan, graph: LayerGraph) -> list[str]:
         """Kernels that a stage's device lacks, devices that one vLLM does not mix, a cache too small for one sequence."""
-        return [*_kernels(plan, graph), *_devices(plan), *_cache(plan, graph)]
+        groups = _groups(plan, graph)
+        return groups or [*_kernels(plan, graph), *_devices(plan), *_cache(plan, graph)]
 
     def files(self, plan: Plan, graph: LayerGraph, modules: Mapping[str, int]) -> dict[str, str]:
         settings = vllm_settings(plan, graph)
@@ -42,9 +44,19 @@ class VllmTarget:
         return written
 
 
+def _groups(plan: Plan, graph: LayerGraph) -> list[str]:
+    """What stands against the plan's tensor-parallel groups."""
+    sizes = {plan.cluster.device(stage.device).ranks for stage in plan.stages}
+    if len(sizes) > 1:
+        return [f"stages have {' and '.join(map(str, sorted(sizes)))} ranks; vLLM has one --tensor-parallel-size for all"]
+    why = None if plan.ranks == 1 else unsplittable(graph, plan.ranks)
+    return [] if why is None else [why]
+
+
 def _kernels(plan: Plan, graph: LayerGraph) -> list[str]:
     """One reason per device and precision: the first layer that it cannot run."""
     found: dict[tuple[str, str], str] = {}
+    graph = shard(graph, plan.ranks)
     for stage in plan.stages:
         device = plan.cluster.device(stage.device)
         for layer, option in zip(stage.layers, stage.options):

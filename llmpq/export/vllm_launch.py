@@ -27,14 +27,14 @@ def launch_script(settings: VllmSettings) -> str:
 
 def _environment(settings: VllmSettings) -> dict[str, str]:
     """Name -> value, as bash reads it."""
-    stages = len(settings.partition)
+    stages, ranks = len(settings.partition), len(settings.devices)
     variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if stages > 1:
         variables["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, settings.partition))
     if len(settings.nodes) == 1:
         variables["VLLM_HOST_IP"] = "127.0.0.1"
     if settings.kind == "cpu":
-        share = f"$(($(nproc) / {stages} > 0 ? $(nproc) / {stages} : 1))"
+        share = f"$(($(nproc) / {ranks} > 0 ? $(nproc) / {ranks} : 1))"
         variables |= {
             "OMP_NUM_THREADS": f'"${{OMP_NUM_THREADS:-{share}}}"',
             "VLLM_CPU_OMP_THREADS_BIND": '"${VLLM_CPU_OMP_THREADS_BIND:-nobind}"',
@@ -76,9 +76,12 @@ def _arguments(settings: VllmSettings) -> list[str]:
     ]
     if settings.kv_cache_dtype != "auto":
         arguments.append(f"--kv-cache-dtype {settings.kv_cache_dtype}")
+    if settings.tensor_parallel > 1:
+        arguments.append(f"--tensor-parallel-size {settings.tensor_parallel}")
     if len(settings.partition) > 1:
-        executor = "ray" if settings.executor == "ray" else "mp"
-        arguments += [f"--pipeline-parallel-size {len(settings.partition)}", f"--distributed-executor-backend {executor}"]
+        arguments.append(f"--pipeline-parallel-size {len(settings.partition)}")
+    if len(settings.devices) > 1:
+        arguments.append(f"--distributed-executor-backend {'ray' if settings.executor == 'ray' else 'mp'}")
     if settings.executor == "mp over hosts":
         arguments.append(f'--nnodes {len(settings.nodes)} --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"')
         arguments.append('$([ "$NODE_RANK" = 0 ] || echo --headless)')

@@ -14,6 +14,8 @@ RAY = """The stages are on hosts with unlike numbers of them, so vLLM needs Ray:
 host with the fewest cards, then by address: check in its log that rank 0, 1, … run where the table says."""
 NODES = """Copy this directory to every host and start it on each: {commands}. MASTER_ADDR is the address of {first},
 which also serves. (From vLLM {version}'s source; not run over several hosts.)"""
+GROUPS = """Every stage is a tensor-parallel group of {ranks} devices (`--tensor-parallel-size`), one behind the other in the
+order of the ranks; the cache of the table is that of each. vLLM splits the one checkpoint itself."""
 WINDOWED = """Some layers have a sliding window; `--disable-hybrid-kv-cache-manager` gives every layer a full cache, so that the
 number of blocks below is the one that vLLM gets."""
 
@@ -40,7 +42,7 @@ def readme(plan: Plan, settings: VllmSettings, blocks: KvBlocks) -> str:
             f"- At most {settings.max_num_seqs} sequences of {settings.max_model_len} tokens; "
             f"{settings.max_num_batched_tokens} tokens a step, as the plan's micro-batches.",
             f"- **{settings.kv_blocks} KV blocks** of {settings.block_size} tokens on every rank, {queue if short else enough}. "
-            f"{settings.devices[blocks.tightest]} has the least room. vLLM takes one figure for all ranks, "
+            f"{plan.stages[blocks.tightest].device} has the least room. vLLM takes one figure for all ranks, "
             f"{format_bytes(settings.kv_cache_memory_bytes)}, and shrinks every rank's cache to the same number of blocks.",
             *_notes(settings),
             "",
@@ -58,7 +60,9 @@ def _cache(settings: VllmSettings) -> str:
 def _rows(plan: Plan, settings: VllmSettings) -> list[str]:
     return [
         f"| {index} | {stage.device} (host {host}) | {format_ranges(stage.options, stage.first_layer)} | {format_bytes(nbytes)} |"
-        for index, (stage, host, nbytes) in enumerate(zip(plan.stages, settings.hosts, settings.rank_kv_bytes))
+        for index, (stage, host, nbytes) in enumerate(
+            zip(plan.stages, settings.hosts[:: settings.tensor_parallel], settings.rank_kv_bytes[:: settings.tensor_parallel])
+        )
     ]
 
 
@@ -71,5 +75,6 @@ def _notes(settings: VllmSettings) -> list[str]:
         RAY.format(version=version, first=first): settings.executor == "ray",
         NODES.format(version=version, first=first, commands=commands): settings.executor == "mp over hosts",
         WINDOWED: settings.windowed,
+        GROUPS.format(ranks=settings.tensor_parallel): settings.tensor_parallel > 1,
     }
     return [f"- {note.replace(chr(10), ' ')}" for note, applies in notes.items() if applies]

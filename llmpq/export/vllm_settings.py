@@ -20,8 +20,9 @@ FREE_OF_CARD = 0.02  # assumed: what the driver and others hold of a card beside
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """Of each stage, in order: `devices`, `hosts`, the `device_indexes` of its host's cards, `partition` (layers).
+    """Of each rank, in order: `devices`, `hosts`, the `device_indexes` of its host's cards; of each stage: `partition` (layers).
 
+    A stage has `tensor_parallel` ranks, which lie one behind the other.
     kv_cache_memory_bytes: the one figure that vLLM takes for all ranks; it makes `kv_blocks` on the rank with the most
     layers, and vLLM shrinks every other rank's cache to the same number, `rank_kv_bytes`.
     """
@@ -46,6 +47,7 @@ class VllmSettings:
     memory_utilization: float
     windowed: bool
     kv_cache_dtype: str = field(default="auto", metadata=RARE)
+    tensor_parallel: int = field(default=1, metadata=RARE)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -60,7 +62,8 @@ class VllmSettings:
 
 def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
     """A pure function of the plan. A step of vLLM is as large as the plan's: a prefill micro-batch or all sequences."""
-    devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
+    stages = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
+    devices = tuple(plan.cluster.device(name) for stage in stages for name in stage.members)
     workload, load, blocks = plan.batch, plan.prediction.load, kv_blocks(plan, graph)
     step = plan.pipeline.prefill_micro_batch * workload.prompt_len
     return VllmSettings(
@@ -80,10 +83,11 @@ def vllm_settings(plan: Plan, graph: LayerGraph) -> VllmSettings:
         kv_blocks=blocks.count,
         kv_blocks_needed=blocks.needed,
         kv_cache_memory_bytes=blocks.count * max(blocks.block_bytes),
-        rank_kv_bytes=blocks.rank_bytes,
+        rank_kv_bytes=tuple(nbytes for stage, nbytes in zip(stages, blocks.rank_bytes) for _ in stage.members),
         memory_utilization=min(_utilization(device) for device in devices),
         windowed=any(kind.attention.window is not None for kind in graph.kinds),
         kv_cache_dtype=CACHE_DTYPES[plan.kv_precision],
+        tensor_parallel=plan.ranks,
     )
 
 
@@ -93,7 +97,7 @@ def too_few_blocks(blocks: KvBlocks, max_model_len: int) -> bool:
 
 
 def _executor(devices: tuple[Device, ...]) -> Executor:
-    """vLLM's own processes where every host has as many stages as the others and they are neighbours, else Ray."""
+    """vLLM's own processes where every host has as many ranks as the others and they are neighbours, else Ray."""
     runs: list[tuple[str, int]] = []
     for device in devices:
         if runs and runs[-1][0] == device.host:

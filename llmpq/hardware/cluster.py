@@ -1,6 +1,6 @@
 """Cluster: devices and the links between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "Device", "Link", "PairLink"]
 
+TOGETHER = "+"  # between the names of the devices of a group
+A_MEBIBYTE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator. `speed` is relative to the figures of its type; `price_per_hour` None: not known."""
+    """One accelerator. `speed` is relative to the figures of its type; `price_per_hour` None: not known.
+
+    Or a group of `ranks` identical ones of a host that run a stage together by tensor parallelism, `within` the slowest link
+    between them: memory and speed are those of each.
+    """
 
     name: str
     type: DeviceType
@@ -28,6 +35,8 @@ class Device:
     speed: float
     host: str
     price_per_hour: float | None
+    ranks: int = field(default=1, metadata={"rare": True})
+    within: Link | None = field(default=None, metadata={"rare": True})
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserve_bytes < self.memory_bytes:
@@ -45,6 +54,11 @@ class Device:
     def capacity_bytes(self) -> int:
         """What weights, KV cache and activations may use."""
         return self.memory_bytes - self.reserve_bytes
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of a group's devices; of a single one its own."""
+        return tuple(self.name.split(TOGETHER)) if self.ranks > 1 else (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +120,42 @@ class Cluster:
         return Text(str(self))
 
     def device(self, name: str) -> Device:
-        """The device of that name, in any case. Raises ClusterError that lists the names."""
+        """The device of that name, in any case; of names joined by "+" the group. Raises ClusterError that lists the names."""
         key = name.strip().casefold()
         for device in self.devices:
             if device.name.casefold() == key:
                 return device
+        if TOGETHER in key:
+            return self.group(tuple(self.device(part) for part in key.split(TOGETHER)))
         known = ", ".join(device.name for device in self.devices)
         raise ClusterError(f"cluster {self.name!r} has no device {name!r}; it has {known}")
 
+    def group(self, members: tuple[Device, ...]) -> Device:
+        """Identical devices of one host as one device. Raises ClusterError for others."""
+        first, name = members[0], TOGETHER.join(member.name for member in members)
+        alike = {replace(member, name="", price_per_hour=None) for member in members}
+        if len(alike) > 1 or len({member.name for member in members}) < len(members):
+            raise ClusterError(f"group {name}: a tensor-parallel group is of different devices of one host that are alike")
+        links = (self.link(a.name, b.name) for a in members for b in members if a != b)
+        return replace(first, name=name, ranks=len(members), within=max(links, key=_slowness))
+
     def link(self, source: str, target: str) -> Link:
-        """The link from one named device to another: its pair, the reverse pair if only that is given, else by host."""
+        """The link from one named device to another: its pair, the reverse pair if only that is given, else by host.
+
+        Between groups: the slowest between their devices.
+        """
         start, end = self.device(source), self.device(target)
         if start == end:
             return SAME_DEVICE
+        if TOGETHER in source + target and not {start, end} <= set(self.devices):
+            return max((self.link(a, b) for a in start.members for b in end.members), key=_slowness)
         given = {(self.device(pair.source).name, self.device(pair.target).name): pair.link for pair in self.pairs}
         by_host = self.within_host if start.host == end.host else self.between_hosts
         return given.get((start.name, end.name)) or given.get((end.name, start.name)) or by_host
+
+
+def _slowness(link: Link) -> float:
+    return link.transfer_s(A_MEBIBYTE)
 
 
 def _device(name: str, entry: DeviceEntry) -> Device:

@@ -77,6 +77,7 @@ def _cache_shapes() -> dict[str, list[dict[str, Any]]]:
 
 def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, kind: LayerKind) -> Iterator[Support]:
     """One "unsupported" answer for every linear of the layer whose sizes the engine's kernel does not take."""
+    yield from _split_groups(option, kind)
     fused = fused_rows(kind)
     for rule in _shapes().get(engine, ()):
         for linear in kind.linears if device_kind in rule.kinds else ():
@@ -85,6 +86,17 @@ def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, ki
                 reason = rule.problem(linear, fused[linear.fusion_group], precision)
                 if reason is not None:
                     yield Support("unsupported", reason, rule.source)
+
+
+def _split_groups(option: LayerOption, kind: LayerKind) -> Iterator[Support]:
+    """Where the columns of a linear are split among ranks within a group of columns that share a scale."""
+    for linear in kind.linears:
+        precision = option.of(linear.part)
+        whole = precision.group_size_for(linear.in_features * linear.column_ranks)
+        if linear.column_ranks > 1 and linear.is_quantizable and precision.group_size and linear.in_features % whole:
+            found = f"{linear.name} has {linear.in_features} columns on each of {linear.column_ranks} ranks"
+            reason = f"{found}; its scales are of groups of {whole}, which the split would cut"
+            yield Support("unsupported", reason, bundled_yaml("support.yaml")["sources"]["vllm-tensor-parallel"])
 
 
 def fused_rows(kind: LayerKind) -> dict[str, int]:

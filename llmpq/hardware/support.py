@@ -93,6 +93,11 @@ def needs_one_kind(engine: str) -> bool:
     return _known(engine) in _data()["one_kind"]
 
 
+def tensor_parallel_sizes(engine: str) -> tuple[int, ...]:
+    """The ranks that a tensor-parallel group of the engine may have; () where it knows none."""
+    return tuple(_data()["tensor_parallel"].get(_known(engine), ()))
+
+
 def _known(engine: str) -> str:
     if engine not in _matrix():
         raise InputError(f"engine {engine!r} is unknown; known are {', '.join(engines())}{did_you_mean(engine, engines())}")

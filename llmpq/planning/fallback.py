@@ -49,7 +49,7 @@ def search_or_explain(
             raise
         found = None
     if found is not None:
-        return Answer(found, target.budget, _capacity(program, found))
+        return Answer(found, target.budget, capacity_notices(program, found))
     if target.budget is None or target.explicit:
         raise InfeasibleError(explain(program, space))
     return _least_bad(program, space, target.budget, now + limit, explain)
@@ -66,7 +66,7 @@ def _least_bad(program: Program, space: Space, missed: float, deadline: float, e
     found = search(program, relaxed, space=space, starts=(_start(program, least, relaxed),), deadline=deadline)
     if found is None:  # a limit of the latency is in the way
         raise InfeasibleError(explain(program, space))
-    return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven), *_capacity(program, found)))
+    return Answer(found, relaxed, (_notice(missed, sensitivity, least.proven), *capacity_notices(program, found)))
 
 
 def _fastest(
@@ -91,7 +91,7 @@ def _start(program: Program, found: Found, budget: float | None) -> Start:
     return found.candidate, build_problem(program, found.candidate, budget), found.assignment
 
 
-def _capacity(program: Program, found: Found) -> tuple[str, ...]:
+def capacity_notices(program: Program, found: Found) -> tuple[str, ...]:
     """That the plan serves fewer requests than arrive, if so."""
     workload = program.request.workload
     if not isinstance(workload, Serving):

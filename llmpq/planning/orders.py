@@ -48,7 +48,7 @@ def ascending(groups: tuple[Order, ...], order: Order) -> Order:
 
 def identical_devices(program: Program) -> tuple[Order, ...]:
     """Groups of devices that neither figures nor links nor the user's rules tell apart, members ascending."""
-    cluster, named = program.request.cluster, _named(program.request.rules)
+    cluster, named = program.request.cluster, named_devices(program.request.rules)
     groups: list[list[int]] = []
     for j, device in enumerate(cluster.devices):
         free = device.name.casefold() not in named
@@ -72,10 +72,10 @@ def _are_twins(cluster: Cluster, named: set[str], a: int, b: int) -> bool:
 
 
 def _figures(device: Device) -> tuple[object, ...]:
-    return (device.type, device.memory_bytes, device.reserve_bytes, device.speed)
+    return (device.type, device.memory_bytes, device.reserve_bytes, device.speed, device.ranks, device.within)
 
 
-def _named(rules: Iterable[Rule]) -> set[str]:
+def named_devices(rules: Iterable[Rule]) -> set[str]:
     """Names that the rules mention, in lower case: of devices, and of precisions, which does no harm."""
     found: set[str] = set()
     for rule in rules:

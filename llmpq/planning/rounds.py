@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable, kv_cache_bytes
 from llmpq.costs.kv_blocks import page_size
+from llmpq.costs.shard import ranks_of, shard
 from llmpq.program import Program, Request
 from llmpq.solver.problem import Cells, EndCost, Problem
 from llmpq.workload import Batch, Serving, resident_sizes
@@ -41,7 +42,8 @@ def cache_bytes(program: Program, candidate: "Candidate") -> tuple[int, ...]:
     if candidate.resident is None:
         return costs.kv_bytes
     batch, page = resident_batch(request.workload, candidate.resident), page_size(request.engine, request.cluster.devices)
-    return tuple(kv_cache_bytes(kind, batch, page) for kind in program.graph.kinds)
+    part = shard(program.graph, ranks_of(request.cluster.devices))
+    return tuple(kv_cache_bytes(kind, batch, page) for kind in part.kinds)
 
 
 def in_rounds(problem: Problem, rounds: int) -> Problem:

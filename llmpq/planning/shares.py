@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.memory import kv_cache_bytes
+from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.table import micro_batch_sizes, phase_costs
+from llmpq.graph import LayerGraph
 from llmpq.planning.candidates import Group
 from llmpq.planning.engine_limits import engine_limits, without_devices
 from llmpq.planning.teams import Team
@@ -32,6 +34,11 @@ class Shares:
     phases: dict[Shape, PhaseCosts] = field(default_factory=dict)
     programs: dict[int, Program] = field(default_factory=dict)
 
+    @property
+    def part(self) -> LayerGraph:
+        """What each device, or each of a group, has of the model."""
+        return shard(self.program.graph, ranks_of(self.program.request.cluster.devices))
+
     def program_of(self, share: int) -> Program:
         """What plans a pipeline for so many sequences."""
         if share not in self.programs:
@@ -50,7 +57,7 @@ class Shares:
         return tuple(Group(team.devices, *pair) for pair in self.sizes(workload.batch_size, len(team.devices)))
 
     def _costs(self, share: int) -> CostTable:
-        request, graph, batch = self.program.request, self.program.graph, replace(self.batch, batch_size=share)
+        request, graph, batch = self.program.request, self.part, replace(self.batch, batch_size=share)
         devices, costs = request.cluster.devices, self.program.require("costs")
         pairs = [pair for count in range(1, len(devices) + 1) for pair in self.sizes(share, count)]
         prompt, middle = batch.prompt_len, batch.prompt_len + batch.gen_len // 2
@@ -65,6 +72,6 @@ class Shares:
         if shape not in self.phases:
             request, dtype = self.program.request, self.program.require("compute_dtype")
             profile = request.profile if request.profile is not None and request.profile.compute_dtype == dtype else None
-            asked = (self.program.graph, request.cluster.devices, request.precisions, shape, dtype, request.engine, True, profile)
+            asked = (self.part, request.cluster.devices, request.precisions, shape, dtype, request.engine, True, profile)
             self.phases[shape] = phase_costs(*asked)
         return self.phases[shape]

@@ -6,6 +6,7 @@ from itertools import pairwise
 from llmpq.costs import PhaseCosts
 from llmpq.costs.profile import Profile
 from llmpq.costs.serving import mean_step_costs
+from llmpq.costs.shard import shard
 from llmpq.costs.table import phase_costs
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import LayerOption, parse_option
@@ -31,13 +32,14 @@ class StageSeconds:
 def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None) -> StageSeconds:
     """As the planner charges them. profile: what the plan rests on, where its times were measured."""
     devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
+    part = shard(graph, plan.ranks)
     precisions = tuple(map(parse_option, dict.fromkeys(plan.options)))
     rows, workload = plan.pipeline.decode_micro_batch, plan.workload
     if isinstance(workload, Serving):
         step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows, profile)
         return StageSeconds((), (), _stages(plan, graph, precisions, step), (*_forward(plan, step), _return_s(plan)))
     prefill, decode = (
-        phase_costs(graph, devices, precisions, shape, plan.compute_dtype, plan.engine, True, profile)
+        phase_costs(part, devices, precisions, shape, plan.compute_dtype, plan.engine, True, profile)
         for shape in _shapes(plan, workload)
     )
     return StageSeconds(

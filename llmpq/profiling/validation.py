@@ -104,6 +104,9 @@ def validate(
     plan, graph = compiled.plan, compiled.graph
     if not isinstance(plan.workload, Batch):
         raise InputError(f"{compiled.directory}: was planned for serving; validate runs plans for a batch (--batch-size)")
+    if plan.ranks > 1:
+        has = f"{compiled.directory}: its stages are tensor-parallel groups, as {plan.stages[0].device}"
+        raise InputError(f"{has}; validate runs stages on single devices: plan with --tensor-parallel 1")
     workload = replace(plan.batch, gen_len=min(plan.batch.gen_len, QUICK_TOKENS)) if quick else plan.batch
     precisions = parse_options(tuple(dict.fromkeys(plan.options)))
     costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)

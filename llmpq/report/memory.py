@@ -10,10 +10,9 @@ NAMES = {"kv_cache": "KV cache"}
 
 def memory_section(plan: Plan) -> Markup:
     """Every device of the cluster, in its order; those that the plan leaves out are named as such."""
-    found = {memory.device: memory for memory in plan.prediction.memory}
-    unused = [device.name for device in plan.cluster.devices if device.name not in found]
     bars = [_bar(memory) for memory in plan.prediction.memory]
-    idle = [tag("p", f"Not used: {', '.join(unused)}.", class_="note")] if unused else []
+    each = [tag("p", "Of a group of devices: on each of them.", class_="note")] if plan.ranks > 1 else []
+    idle = [*each, tag("p", f"Not used: {', '.join(plan.idle)}.", class_="note")] if plan.idle else each
     details = tag("details", tag("summary", "The same in bytes"), _table(plan))
     return section("memory", "Memory", *bars, *idle, details)
 

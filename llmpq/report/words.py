@@ -33,9 +33,9 @@ def _placement(plan: Plan) -> list[str]:
         ends = [name for name, here in (("embedding", index == 0), ("head", index == last)) if here]
         runs = ", ".join(" at ".join(part.split(" ")) for part in format_ranges(stage.options, stage.first_layer).split(", "))
         lines.append(f"{stage.device} runs layers {runs}{', with the ' if ends else ''}{' and the '.join(ends)}.")
-    used = {stage.device for stage in plan.stages}
-    unused = [device.name for device in plan.cluster.devices if device.name not in used]
-    return [*lines, f"Not used: {', '.join(unused)}."] if unused else lines
+    if plan.ranks > 1:
+        lines.append(f"Every stage is a tensor-parallel group: each of its {plan.ranks} devices has a part of every layer.")
+    return [*lines, f"Not used: {', '.join(plan.idle)}."] if plan.idle else lines
 
 
 def _limits(plan: Plan, seconds: StageSeconds) -> list[str]:

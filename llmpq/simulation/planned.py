@@ -7,9 +7,10 @@ from functools import cache, cached_property, partial
 from math import ceil
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
-from llmpq.costs.op_latency import attention_s, cache_s, products_s, streams_s
+from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
+from llmpq.costs.shard import shard
 from llmpq.costs.step import Step
 from llmpq.costs.transfers import sent_bytes
 from llmpq.errors import InputError
@@ -42,7 +43,7 @@ def simulate_plan(
     """
     load = load_of(plan)
     policy = Policy(load.running, load.token_budget, load.kv_blocks, load.block_size)
-    times = StageTimes(plan, graph, engine, profile)
+    times = StageTimes(plan, shard(graph, plan.ranks), engine, profile)
     return simulate(requests, policy, len(plan.stages), times.stage_s(), times.link_s, overlap=False, keep_spans=keep_spans)
 
 
@@ -54,7 +55,10 @@ def load_of(plan: Plan) -> Load:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of the plan's stages and links for a step, by the costs that the plan was made with."""
+    """Seconds of the plan's stages and links for a step, by the costs that the plan was made with.
+
+    graph: what each device has of the model, a part of it where stages are groups
+    """
 
     plan: Plan
     graph: LayerGraph
@@ -144,7 +148,8 @@ class StageTimes:
     def _modelled_layer_s(self, device: Device, kind: LayerKind, step: "_Step", option: LayerOption) -> float:
         dtype, window = self.plan.compute_dtype, kind.attention.window
         products = products_s(device, kind.ops, kind.linears, option, step.measure, dtype, self.engine)
-        seconds = products + streams_s(device, kind.ops, step.measure, dtype) + overhead_s(device)
+        beside = streams_s(device, kind.ops, step.measure, dtype) + collectives_s(device, kind.ops, step.measure)
+        seconds = products + beside + overhead_s(device)
         if step.sequences:
             seconds += attention_s(device, kind.ops, window, step.sequences, 1, step.context, dtype)
         if step.prefill_tokens:
