@@ -83,6 +83,11 @@ class VllmServer:
         assert self._process is not None
         return self._process.wait()
 
+    @property
+    def ended(self) -> int | None:
+        """The exit code of a server that has ended; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def stop(self) -> None:
         """Ask vLLM to leave, then kill what is left of its session."""
         process = self._process

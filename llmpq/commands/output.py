@@ -23,7 +23,9 @@ from rich.table import Table
 
 from llmpq.costs.kv_blocks import PAGED, kv_blocks
 from llmpq.graph import LayerGraph
+from llmpq.hardware.cluster import TOGETHER
 from llmpq.plan import DeviceMemory, Plan
+from llmpq.planning.replica_hint import replica_hint
 from llmpq.printing import (
     format_cache,
     format_optimality,
@@ -136,13 +138,15 @@ def print_program(program: Program, as_json: bool = False) -> None:
 
 def plan_table(plan: Plan) -> Table:
     """A row per stage: device, layers with their options, memory."""
-    table = Table(title=f"{plan.model}: {len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}, {plan.compute_dtype}{format_cache(plan)}")
+    table = Table(
+        title=f"{plan.model}: {len(plan.stages)} stage{'s' * (len(plan.stages) != 1)}, {plan.compute_dtype}{format_cache(plan)}"
+    )
     table.add_column("device", no_wrap=True)
     table.add_column("layers")
     for column in ("weights", "kv cache", "other", "total", "capacity"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage, memory in zip(plan.stages, plan.prediction.memory, strict=True):
-        table.add_row(stage.device, format_stage(stage).removeprefix("layers "), *_memory_cells(memory))
+        table.add_row(_folded(stage.device), format_stage(stage).removeprefix("layers "), *_memory_cells(memory))
     return table
 
 
@@ -184,6 +188,20 @@ def _print_pipeline(plan: Plan) -> None:
         rate = f"{plan.tokens_per_s:.4g} tokens/s{format_rate_band(plan)}"
         console.print(f"predicted       {rate}; {format_phases(plan)} ({prediction.provenance})")
     console.print(f"quality         {format_quality(plan)}")
+
+
+def _folded(device: str) -> str:
+    """The name of a device; that of a group two devices a line."""
+    members = device.split(TOGETHER)
+    lines = (TOGETHER.join(members[start : start + 2]) for start in range(0, len(members), 2))
+    return f"{TOGETHER}\n".join(lines)
+
+
+def print_replica_hint(program: Program) -> None:
+    """That a plan for serving leaves room for other pipelines, if so."""
+    hint = replica_hint(program, program.require("plan"))
+    if hint is not None:
+        stdout().print(f"replicas        {hint}")
 
 
 def print_kv_blocks(plan: Plan, graph: LayerGraph, engine: str) -> None:

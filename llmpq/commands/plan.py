@@ -8,7 +8,7 @@ from llmpq.commands import completions
 from llmpq.commands.answers import answer_options, assignment, is_asked, print_answers
 from llmpq.commands.infeasible import explained
 from llmpq.commands.options import Planning, planning_options
-from llmpq.commands.output import print_kv_blocks, print_plan, print_program, progress
+from llmpq.commands.output import print_kv_blocks, print_plan, print_program, print_replica_hint, progress
 
 
 @click.command("plan")
@@ -41,5 +41,6 @@ def command(model: str, as_json: bool, **values: Any) -> None:
         print_plan(program.require("plan"), program.request.cluster.notices + program.notices, as_json)
     if not as_json:
         print_kv_blocks(program.require("plan"), program.graph, program.request.engine)
+        print_replica_hint(program)
     if asked:
         print_answers(program, values, as_json)

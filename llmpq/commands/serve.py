@@ -3,15 +3,16 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import click
 
 from llmpq.commands.output import is_quiet, print_json, quiet_option
-from llmpq.errors import BackendError
+from llmpq.errors import BackendError, InputError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
@@ -31,12 +32,18 @@ INTERRUPTED = 130
 def command(
     out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, checking: bool, text: str
 ) -> None:
-    """Serve OUT, a compiled model or its export to vllm, until interrupted. Further options go to vLLM as they are."""
+    """Serve OUT, a compiled model or its export to vllm, until interrupted. Further options go to vLLM as they are.
+
+    Of a model compiled with --replicas every pipeline is started, at the ports from the next one on, behind a router.
+    """
     from llmpq.backends.vllm_environment import server_of
     from llmpq.commands.engine_check import check
+    from llmpq.replicated import is_replicated
 
+    if is_replicated(out):
+        _serve_replicas(out, engine_options, python, port, host, text if checking else None)
     with _export_of(out) as (directory, weights):
-        log = (lambda line: None) if is_quiet() else (lambda line: click.echo(f"[vllm] {line}", err=True))
+        log = _log("vllm")
         server, settings = server_of(directory, python, port, host=host, extra=engine_options, log=log)
         click.echo(f"llmpq: starting PYTHON={server.python} {' '.join(server.command)}", err=True)
         with _stopped_by_signals(), server:
@@ -45,6 +52,47 @@ def command(
             click.echo(f"llmpq: serving {settings.served_model_name} at {server.url}/v1; Ctrl-C stops it", err=True)
             code = server.wait()
     raise BackendError(f"vLLM ended by itself with exit code {code}")
+
+
+def _serve_replicas(
+    out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, text: str | None
+) -> NoReturn:
+    """text: to check every replica on, None for no check."""
+    from llmpq.answers.plan_file import load_plan
+    from llmpq.backends.replica_servers import ReplicaServers
+    from llmpq.backends.vllm_environment import server_of
+    from llmpq.commands.engine_check import check
+    from llmpq.export.router import weights
+    from llmpq.replicated import PLAN_FILE, replica_folders
+
+    plan = load_plan(out / PLAN_FILE)
+    with ExitStack() as stack:
+        exports = [stack.enter_context(_export_of(folder)) for folder in replica_folders(out, plan)]
+        made = [
+            server_of(directory, python, port + 1 + number, extra=engine_options, log=_log(f"vllm {number}"))
+            for number, (directory, _) in enumerate(exports)
+        ]
+        hosts = sorted({host for _, settings in made for host in settings.nodes})
+        if len(hosts) > 1:
+            remedy = "`llmpq export --to vllm` writes what to start on each, and nginx.conf"
+            raise InputError(f"{out}: its replicas are on hosts {', '.join(hosts)}; {remedy}")
+        for server, _ in made:
+            click.echo(f"llmpq: starting PYTHON={server.python} {' '.join(server.command)}", err=True)
+        group = ReplicaServers([server for server, _ in made], weights(plan), port, host)
+        stack.enter_context(_stopped_by_signals())
+        with group:
+            if text is not None:
+                checked = [check(server, settings, own, text) for (server, settings), (_, own) in zip(made, exports)]
+                print_json({"url": group.url, "checks": checked})
+            shares = ", ".join(f"{weight} % at {server.url}" for (server, _), weight in zip(made, weights(plan)))
+            name = made[0][1].served_model_name
+            click.echo(f"llmpq: serving {name} at {group.url}/v1 ({shares}); Ctrl-C stops it", err=True)
+            number, code = group.wait()
+    raise BackendError(f"the vLLM of replica-{number} ended by itself with exit code {code}")
+
+
+def _log(name: str) -> Callable[[str], None]:
+    return (lambda line: None) if is_quiet() else (lambda line: click.echo(f"[{name}] {line}", err=True))
 
 
 @contextmanager
