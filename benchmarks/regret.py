@@ -2,11 +2,12 @@
 
 OMP_NUM_THREADS=1 python benchmarks/regret.py profile          a profile of this machine, for a random-weight Llama
 OMP_NUM_THREADS=1 python benchmarks/regret.py plans            every cell's plan, 20 neighbours and all baselines
-OMP_NUM_THREADS=1 python benchmarks/regret.py measure [--seconds 170]     as many plans as the seconds allow; call it again
+OMP_NUM_THREADS=1 python benchmarks/regret.py measure [--seconds 170] [--cells 12]     what the seconds allow; call it again
 python benchmarks/regret.py summary
 
 A cell is a cluster of processes that may use shares of a core, and a batch. Every plan runs on our own runtime, a process per
-device, which only computes while its control group lets it. The chosen plan and the best neighbours are measured again in turns.
+device, which only computes while its control group lets it. The chosen plan and the best neighbours are measured again in turns;
+so is the same plan with equal devices exchanged, which is as good as the chosen one: how far it comes out apart is the floor.
 """
 
 import json
@@ -45,7 +46,7 @@ PRECISIONS = ("16,w8a8,w8a16,w4a16", "16,w8a16,w4a16")  # in turn over the cells
 BASELINES = ("hand", "even", "fastest", "uniform", "pipeedge", "adabits", "transfer")
 NEIGHBOURS = 20
 FINALISTS = 3  # that are measured again beside the chosen plan
-ROUNDS = 3
+ROUNDS, RUNS = 3, 2  # turns of each of these, runs of a turn
 Json = dict[str, Any]
 
 
@@ -135,8 +136,25 @@ def key_of(made: Plan) -> str:
     return f"{made.pipeline.prefill_micro_batch}/{made.pipeline.decode_micro_batch}: {stages}"
 
 
-def measure_cell(devices: WarmDevices, entries: list[Json], runs: dict[str, list[Json]], deadline: float, keep: Any) -> bool:
-    """Every plan of the cell once, then the chosen one and the best neighbours ROUNDS times more in turns; whether all is."""
+def twin_key(cell: Cell, made: Plan) -> str:
+    """The key of a plan whatever its devices are called: equal devices may be exchanged."""
+    key, shares = key_of(made), cell.shares
+    for name in shares:
+        key = key.replace(name, f"CPU of {shares[name]}")
+    return key
+
+
+def finalists(cell: Cell, made: dict[str, Plan], chosen: str, runs: dict[str, list[Json]]) -> tuple[str, ...]:
+    """What is measured in turns: the chosen plan, its twins, and the fastest of the others by one run."""
+    twins = [key for key in made if key != chosen and twin_key(cell, made[key]) == twin_key(cell, made[chosen])]
+    others = sorted((key for key in made if key != chosen and key not in twins), key=lambda key: runs[key][0]["seconds"])
+    return (chosen, *twins[:1], *others[:FINALISTS])
+
+
+def measure_cell(
+    devices: WarmDevices, cell: Cell, entries: list[Json], runs: dict[str, list[Json]], deadline: float, keep: Any
+) -> bool:
+    """Every plan of the cell once, then the finalists ROUNDS times more in turns; whether all is."""
     made = {key_of(found): found for found in (from_json(Plan, entry["plan"]) for entry in entries)}
     for key in made:
         if key not in runs:
@@ -144,15 +162,13 @@ def measure_cell(devices: WarmDevices, entries: list[Json], runs: dict[str, list
                 return False
             runs[key] = [asdict(outcome) for outcome in devices.measure(made[key], 1)]
             keep()
-    chosen = key_of(from_json(Plan, entries[0]["plan"]))
-    rivals = sorted((key for key in made if key != chosen), key=lambda key: runs[key][0]["seconds"])[:FINALISTS]
-    while min(len(runs[key]) for key in (chosen, *rivals)) <= ROUNDS:
-        for key in (chosen, *rivals):
+    last = finalists(cell, made, key_of(from_json(Plan, entries[0]["plan"])), runs)
+    while min(len(runs[key]) for key in last) <= ROUNDS * RUNS:
+        for key in sorted(last, key=lambda key: len(runs[key])):
             if time.monotonic() > deadline:
                 return False
-            if len(runs[key]) <= ROUNDS:
-                runs[key] += [asdict(outcome) for outcome in devices.measure(made[key], 1)]
-                keep()
+            runs[key] += [asdict(outcome) for outcome in devices.measure(made[key], RUNS)]
+            keep()
     return True
 
 
@@ -221,9 +237,10 @@ def shares(work: Path, path: Path) -> None:
 
 @main.command()
 @click.option("--seconds", default=170.0, show_default=True)
+@click.option("--cells", "most", default=len(SHARES) * len(WORKLOADS), show_default=True, help="At most so many more.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
 @click.pass_obj
-def measure(work: Path, seconds: float, path: Path) -> None:
+def measure(work: Path, seconds: float, most: int, path: Path) -> None:
     """Measure, alone, as many plans as the seconds allow."""
     deadline, result = time.monotonic() + seconds, read(path)
     result["machine"] = machine()
@@ -231,13 +248,14 @@ def measure(work: Path, seconds: float, path: Path) -> None:
     for cluster in SHARES:
         todo = [cell for cell in cells() if cell.cluster == cluster]
         done = result.setdefault("done", [])
-        if all(cell.name in done for cell in todo) or time.monotonic() > deadline:
+        if all(cell.name in done for cell in todo) or time.monotonic() > deadline or most < 1:
             continue
         with warm_devices(work / "model", todo[0].shares) as devices:
-            for cell in todo:
+            for cell in (cell for cell in todo if cell.name not in done and most > 0):
                 entries = read(work / cell.file)["entries"]
                 own = runs.setdefault(cell.name, {})
-                if cell.name not in done and measure_cell(devices, entries, own, deadline, lambda: write(path, result)):
+                if measure_cell(devices, cell, entries, own, deadline, lambda: write(path, result)):
+                    most -= 1
                     done.append(cell.name)
                     write(path, result)
                     print(cell.name, "done", flush=True)
@@ -261,16 +279,19 @@ def summary(work: Path, path: Path) -> None:
         "regret_by_one_run": _spread([row["regret_by_one_run"] for row in rows]),
         "error": _spread([abs(plan["measured_s"] / plan["predicted_s"] - 1) for row in rows for plan in row["plans"]]),
         "noise": _spread([row["noise"] for row in rows]),
+        "twin": _spread([abs(row["twin"]) for row in rows if row["twin"] is not None] or [0.0]),
     }
     write(path, result)
-    table = Table("cell", "chosen plan", "tokens/s", "regret", "by one run", "noise", "error", "best baseline", "busy")
+    table = Table("cell", "chosen plan", "tokens/s", "regret", "by one run", "noise", "twin", "error", "best baseline", "busy")
     for row in rows:
         best = min(row["baselines"], key=lambda name: row["baselines"][name])
         table.add_row(
             row["cell"],
             row["chosen"],
             f"{row['tokens_per_s']:.1f}",
-            *(f"{row[name]:.1%}" for name in ("regret", "regret_by_one_run", "noise", "error")),
+            *(f"{row[name]:.1%}" for name in ("regret", "regret_by_one_run", "noise")),
+            "" if row["twin"] is None else f"{row['twin']:+.1%}",
+            f"{row['error']:.1%}",
             f"{best}: {row['baselines'][best]:.2f} times as fast",
             " ".join(f"{share:.0%}" for share in row["busy"].values()),
         )
@@ -282,15 +303,19 @@ def sum_up(cell: Cell, entries: list[Json], runs: dict[str, list[Json]]) -> Json
     """A cell: the chosen plan against its neighbours and the baselines.
 
     regret: by medians of the runs in turns, against the best of the neighbours that were run again, which were chosen by a run
-    that does not count; regret_by_one_run: by the first run of each, where the best of twenty is best by luck too; baselines:
-    tokens per second of the chosen plan over theirs, by the first run; error: median of |measured / predicted - 1|; noise:
-    median distance of a run in turns from the median of its plan; busy: share of its quota that each device used.
+    that does not count; twins of the chosen plan are left out. twin: how much longer than the chosen plan its twin took, which
+    is as good; None: it has none. regret_by_one_run: by the first run of each, where the best of twenty is best by luck too.
+    baselines: tokens per second of the chosen plan over theirs, by the first run. error: median of |measured / predicted - 1|.
+    noise: median distance of a run in turns from the median of its plan. busy: share of its quota that each device used.
     """
     plans = [(entry["kind"], from_json(Plan, entry["plan"])) for entry in entries]
     workload, (_, chosen) = WORKLOADS[cell.workload], plans[0]
     again = {key: median(run["seconds"] for run in found[1:]) for key, found in runs.items() if len(found) > 1}
     once = {key: found[0]["seconds"] for key, found in runs.items()}
-    own, others = key_of(chosen), {key_of(plan) for kind, plan in plans if not kind.startswith("assign-")} - {key_of(chosen)}
+    own = key_of(chosen)
+    near = {key_of(plan): plan for kind, plan in plans if not kind.startswith("assign-")}
+    twins = {key for key, plan in near.items() if key != own and twin_key(cell, plan) == twin_key(cell, chosen)}
+    others = near.keys() - twins - {own}
     deviations = [abs(run["seconds"] / again[key] - 1) for key in again for run in runs[key][1:]]
     measured = [
         {
@@ -309,6 +334,7 @@ def sum_up(cell: Cell, entries: list[Json], runs: dict[str, list[Json]]) -> Json
         "regret": max(0.0, 1 - min(again[key] for key in others & again.keys()) / again[own]),
         "regret_by_one_run": max(0.0, 1 - min(once[key] for key in others) / once[own]),
         "noise": median(deviations),
+        "twin": min((again[key] / again[own] - 1 for key in twins & again.keys()), default=None),
         "error": median(abs(plan["measured_s"] / plan["predicted_s"] - 1) for plan in measured),
         "baselines": {kind: once[key_of(plan)] / once[own] for kind, plan in plans if kind.startswith("assign-")},
         "busy": {name: median(run["utilisation"][name] for run in runs[own]) for name in runs[own][0]["utilisation"]},

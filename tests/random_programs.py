@@ -10,6 +10,7 @@ from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Cluster
 from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.planning.candidates import Candidate, build_problem
+from llmpq.planning.option_sets import option_sets
 from llmpq.planning.search import rows_of
 from llmpq.precision import parse_precisions
 from llmpq.program import Program, Request, Target
@@ -80,7 +81,12 @@ def every_candidate(program: Program) -> Iterator[Candidate]:
     workload = program.request.workload
     assert isinstance(workload, Batch)
     sizes = micro_batch_sizes(workload, len(program.request.cluster.devices))
-    return (Candidate(order, *pair) for order in every_order(program) for pair in sizes)
+    return (
+        Candidate(order, *pair, options=options)
+        for order in every_order(program)
+        for pair in sizes
+        for options in option_sets(program, *pair)
+    )
 
 
 def feasible(program: Program, candidate: Candidate, budget: float | None) -> Iterator[tuple[Assignment, Evaluation]]:

@@ -45,7 +45,7 @@ def on(
     return replace(plain, request=replace(plain.request, rules=parse_rules(rules), engine=engine))
 
 
-SMALL = two_cpus("600 KiB", "550 KiB")
+SMALL = two_cpus("500 KiB", "450 KiB")
 STRICT = Target(1e-5, explicit=True)
 CASES: dict[str, tuple[Program, set[str]]] = {
     "devices too small": (on(SMALL), {"memory", "device"}),
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[Program, set[str]]] = {
     "a budget that memory breaks": (on(two_cpus("900 KiB", "900 KiB"), target=STRICT), {"budget", "memory"}),
     "a budget below every precision": (on(two_cpus(), precisions="w4a16", target=STRICT), {"budget", "precisions"}),
     "a rule on bits": (on(two_cpus("900 KiB", "900 KiB"), "layers[0:4].bits >= 16"), {"rule", "memory"}),
-    "a rule on the layers of a device": (on(two_cpus("2 MiB", "600 KiB"), "device('CPU:1').layers >= 3"), {"rule"}),
+    "a rule on the layers of a device": (on(two_cpus("2 MiB", "500 KiB"), "device('CPU:1').layers >= 3"), {"rule"}),
     "a rule on the average": (on(None, "average_bits <= 3"), {"rule"}),
     "a count of what is too large": (on(two_cpus("900 KiB", "900 KiB"), "count(16) >= 4"), {"rule", "memory"}),
     "a precision that was not offered": (on(None, "count(w8a8) >= 1"), {"rule", "precisions"}),

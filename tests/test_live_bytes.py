@@ -1,24 +1,37 @@
 """Live bytes of a stage: the formula against tensors counted while it runs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from llmpq.costs.live_bytes import stage_bytes
+from llmpq.costs.memory import logits_bytes
 from llmpq.frontend.models import resolve
 from llmpq.graph import LayerKind
+from llmpq.op_graph import Size
 from llmpq.precision import PRECISIONS
 from llmpq.profiling.live_tensors import LiveTensors
+from llmpq.profiling.metered_stage import MeteredStage
 from llmpq.profiling.probe import Subject, lowered
 from llmpq.profiling.profiler import subject_of
 from llmpq.profiling.random_weights import fill
+from llmpq.quantization import quantized_linear
 from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
+from tests.tiny_models import tiny_config
 
 MIB = 2**20
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gemma3": "Gemma3ForCausalLM",
+    "bloom": "BloomForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
 ROWS, PROMPT = 4, 150
 
 
@@ -65,5 +78,59 @@ def test_a_later_stage_keeps_what_it_was_sent_and_every_option_costs_its_own(sub
     assert nbytes("16", is_first=False) - nbytes("16") == 2 * 64 * subject.graph.hidden_size * 2
     assert nbytes("16", "w4a16") - nbytes("16") == 2 * max(x.in_features * x.out_features for x in kind.linears)
     assert nbytes("w8a8") > nbytes("16")
-    ungated = replace(kind, linears=tuple(replace(x, fusion_group=x.name) for x in kind.linears))
-    assert stage_bytes(subject.graph, ((ungated, PRECISIONS["16"]),), (2, 64, 64), True, True) > nbytes("16")
+
+
+TINY = {
+    "llama": ("16", "w8a8", "w4a16"),
+    "gpt2": ("16",),  # an activation function of many operations
+    "gemma3": ("16", "w8a8"),  # two masks
+    "bloom": ("16", "w4a16"),  # scores written out
+    "mixtral": ("16", "w8a8"),  # experts
+}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("family", TINY)
+def test_no_family_holds_more_than_predicted_with_kernels_or_without_padded_or_not(
+    family: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(family)
+    config.update(
+        {"max_position_embeddings": 256, "hidden_size": 64, "architectures": [ARCHITECTURES[family]], "dtype": "bfloat16"}
+    )
+    config.save_pretrained(tmp_path)
+    subject = subject_of(resolve(str(tmp_path), weights=False), "cpu")
+    graph = subject.graph
+    if not packed:
+        monkeypatch.setattr(quantized_linear, "packed_kernels", lambda: None)
+    for precision in TINY[family]:
+        module = lowered(subject, (precision,) * graph.num_layers)
+        fill(module, torch.bfloat16, torch.device("cpu"))
+        if packed:
+            prepare_linears(module)
+        attention = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
+        stage = MeteredStage(module.eval().requires_grad_(False), attention, torch.bfloat16)
+        for lengths in ((70, 70), (70, 31)):
+            stage.reserve(2, 71)
+            for phase, more, tokens in (("P", 0, max(lengths)), ("D", 1, 1)):
+                rows = tuple(Row(slot, slot, length + more) for slot, length in enumerate(lengths))
+                stage.run(Step(Action(phase, 0), 0, rows), torch.ones(2, tokens, dtype=torch.int64))  # type: ignore[arg-type]
+        layers = tuple((kind, PRECISIONS[precision]) for kind in graph.kinds)
+        predicted = stage_bytes(graph, layers, (2, 70, 71), in_place=packed, is_first=True) + logits_bytes(graph, 2)
+        assert predicted / 3 < stage.live_bytes <= predicted
+
+
+def test_what_is_written_out_or_expanded_costs_memory(subject: Subject) -> None:
+    kind, shape = subject.graph.kinds[0], (2, 64, 64)
+    plain = stage_bytes(subject.graph, ((kind, PRECISIONS["16"]),), shape, True, True)
+    activation = next(op for op in kind.ops.ops if op.detail == "silu mul")
+    attention = next(op for op in kind.ops.ops if op.kind == "attention")
+    changes = (
+        (activation, replace(activation, detail="mul mul add tanh add mul")),
+        (attention, replace(attention, detail="bmm add _softmax bmm")),
+        (activation, replace(activation, writes=Size.of(4096, batch=1, context=1))),
+    )
+    for old, new in changes:
+        ops = replace(kind.ops, ops=tuple(new if op is old else op for op in kind.ops.ops))
+        changed = replace(kind, ops=ops)
+        assert stage_bytes(subject.graph, ((changed, PRECISIONS["16"]),), shape, True, True) > plain

@@ -29,6 +29,8 @@ from tests.conftest import CommandLine
 EXTENT = Extent((1, 2), (4, 8), (8, 16), 8, 100.0)
 TWO = parse_precisions("16,w4a16")
 
+MIB = 2**20
+
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
@@ -218,9 +220,16 @@ def validation(mixed_out: Path) -> Validation:
 
 
 def test_weights_and_cache_of_every_stage_are_predicted_to_the_byte(validation: Validation) -> None:
-    memory = [row for row in validation.rows if row.unit == "bytes"]
-    assert len(memory) == 4
-    assert all(row.measured == row.predicted > 0 for row in memory)
+    exact = [row for row in validation.rows if row.what in ("weights", "kv cache")]
+    assert len(exact) == 4
+    assert all(row.measured == row.predicted > 0 for row in exact)
+
+
+def test_what_lives_at_once_in_every_stage_is_no_more_than_planned_and_hardly_less(validation: Validation) -> None:
+    live = [row for row in validation.rows if row.what == "live at once"]
+    assert len(live) == 2
+    assert all(row.is_within for row in live), live
+    assert all(row.predicted - MIB / 4 < row.measured <= row.predicted for row in live)
 
 
 def test_every_stage_and_the_whole_are_compared_with_what_was_predicted(validation: Validation) -> None:
@@ -243,9 +252,10 @@ def test_a_tied_head_on_one_device_is_held_once(cli: CommandLine, tmp_path: Path
     out, workload = tmp_path / "out", ("--batch-size", "1", "--prompt-len", "4", "--gen-len", "2")
     quick = ("--indicator", "prior", "--quantizer", "rtn", "--no-quality-check", "--precisions", "w4a16", "--theta", "0")
     assert cli("compile", "demo", "-c", "1xCPU", *workload, *quick, "-o", out).code == 0
-    weights, cache = (row for row in validate(load(out)).rows if row.unit == "bytes")
+    weights, cache, live = (row for row in validate(load(out)).rows if row.unit == "bytes")
     assert weights.measured == weights.predicted > 0
     assert cache.measured == cache.predicted > 0
+    assert live.is_within
 
 
 @pytest.mark.usefixtures("tiny_grid")

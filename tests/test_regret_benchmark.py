@@ -56,9 +56,9 @@ def test_twenty_neighbours_are_distinct_within_memory_and_budget_and_of_every_ki
     neighbours: ModuleType, program: Program, chosen: Plan
 ) -> None:
     found = neighbours.neighbours(program, chosen, 20)
-    places = {neighbours.place_of(program, neighbour.plan) for neighbour in found}
-    assert len(found) == len(places) == 20
-    assert neighbours.place_of(program, chosen) not in places
+    places = [neighbours.place_of(program, neighbour.plan) for neighbour in found]
+    assert len(found) == len({place.key for place in places}) == 20
+    assert neighbours.place_of(program, chosen).key not in {place.key for place in places}
     assert {neighbour.kind for neighbour in found} == set(neighbours.KINDS)
     for place in places:
         problem = build_problem(program, place.candidate, chosen.quality.budget)
@@ -86,3 +86,19 @@ def test_regret_is_of_the_runs_that_were_not_used_to_choose_the_rivals(regret: M
     assert row["baselines"] == {"assign-even": pytest.approx(0.5)}
     assert row["tokens_per_s"] == pytest.approx(8 * 9 / 2.0)
     assert row["busy"] == {"L4:0": 0.5}
+
+
+def test_the_same_plan_on_equal_devices_exchanged_is_a_twin_and_no_rival(regret: ModuleType, chosen: Plan) -> None:
+    """It would be as good as the chosen plan, so what it is apart is noise, not regret."""
+    names = {"L4:0": "CPU:0", "T4:0": "CPU:1"}
+    first = replace(chosen.pipeline, stages=tuple(replace(s, device=names[s.device]) for s in chosen.stages))
+    second = replace(first, stages=tuple(replace(s, device={"CPU:0": "CPU:1", "CPU:1": "CPU:0"}[s.device]) for s in first.stages))
+    plans = [replace(chosen, pipelines=(pipeline,)) for pipeline in (first, second)]
+    equal, unlike = regret.Cell("1:1", "balanced", ""), regret.Cell("2:1", "balanced", "")
+    made = {regret.key_of(each): each for each in plans}
+    assert len(made) == 2
+    own, twin = made
+    runs = {key: [{"seconds": 1.0}] for key in made}
+    assert regret.finalists(equal, made, own, runs) == (own, twin)
+    assert regret.twin_key(equal, plans[0]) == regret.twin_key(equal, plans[1])
+    assert regret.twin_key(unlike, plans[0]) != regret.twin_key(unlike, plans[1])

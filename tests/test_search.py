@@ -16,6 +16,7 @@ import llmpq.planning.search
 from llmpq.errors import TimeLimitError
 from llmpq.hardware.cluster import Cluster
 from llmpq.planning.candidates import Group, build_problem, candidate_groups
+from llmpq.planning.option_sets import OptionSet
 from llmpq.planning.orders import identical_devices
 from llmpq.planning.quick_bounds import quick_bound
 from llmpq.planning.search import EVERYTHING, Search, Space, _Item, search
@@ -58,16 +59,16 @@ def test_the_optimum_equals_enumeration_over_orders_sizes_and_assignments(seed: 
 def test_bounds_of_a_group_hold_for_every_order_of_its_devices(seed: int) -> None:
     program = random_program(seed)
     budget = program.request.target.budget
-    best: dict[tuple[int, tuple[int, int]], float] = {}
+    best: dict[tuple[int, int, int, OptionSet], float] = {}
     for candidate, _, evaluation in enumerate_plans(program, budget):
-        key = (len(candidate.order), (candidate.prefill_micro_batch, candidate.decode_micro_batch))
+        key = (len(candidate.order), candidate.prefill_micro_batch, candidate.decode_micro_batch, candidate.options)
         best[key] = min(best.get(key, evaluation.objective), evaluation.objective)
     state = Search(program, budget, EVERYTHING, GAP, float("inf"), identical_devices(program))
     for group in candidate_groups(program):
         if len(group.devices) == 1:
             continue
         model = state.order_free(_Item("group", group, 0, group.candidate()))
-        least = best.get((len(group.devices), (group.prefill_micro_batch, group.decode_micro_batch)))
+        least = best.get((len(group.devices), group.prefill_micro_batch, group.decode_micro_batch, group.options))
         relaxed, integral = model.relaxed(60.0), model.integral(GAP, 60.0, None)
         if least is not None:
             assert relaxed.value is not None
@@ -81,7 +82,8 @@ def test_bounds_of_a_group_hold_for_every_order_of_its_devices(seed: int) -> Non
 def test_quick_bounds_of_a_batch_hold(seed: int) -> None:
     program = random_program(seed)
     for candidate, _, evaluation in enumerate_plans(program, program.request.target.budget):
-        group = Group(tuple(sorted(candidate.order)), candidate.prefill_micro_batch, candidate.decode_micro_batch)
+        sizes = candidate.prefill_micro_batch, candidate.decode_micro_batch
+        group = Group(tuple(sorted(candidate.order)), *sizes, options=candidate.options)
         assert quick_bound(program, group) <= evaluation.objective * (1 + 1e-9)
 
 

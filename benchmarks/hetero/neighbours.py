@@ -8,6 +8,8 @@ from llmpq.costs.table import micro_batch_sizes
 from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import Candidate, build_problem
 from llmpq.planning.make_plan import make_plan
+from llmpq.planning.option_sets import option_sets
+from llmpq.planning.robust import choice_of
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
 from llmpq.solver.solve import solve
@@ -23,6 +25,12 @@ class Place:
 
     candidate: Candidate
     assignment: Assignment
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What runs, whatever else the candidate could have chosen."""
+        candidate = self.candidate
+        return candidate.order, candidate.prefill_micro_batch, candidate.decode_micro_batch, self.assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +48,12 @@ def neighbours(program: Program, plan: Plan, count: int) -> list[Neighbour]:
     """
     budget = plan.quality.budget
     start = place_of(program, plan)
-    seen, found, queue = {start}, dict[str, list[tuple[float, Place]]]((kind, []) for kind in KINDS), [start]
+    seen, found, queue = {start.key}, dict[str, list[tuple[float, Place]]]((kind, []) for kind in KINDS), [start]
     while queue and sum(map(len, found.values())) < count:
         for kind, place in _around(program, queue.pop(0), budget):
             objective = _objective(program, place, budget)
-            if place not in seen and objective is not None:
-                seen.add(place)
+            if place.key not in seen and objective is not None:
+                seen.add(place.key)
                 found[kind].append((objective, place))
                 queue.append(place)
     rows = [sorted(places, key=lambda item: item[0]) for places in found.values()]
@@ -56,13 +64,7 @@ def neighbours(program: Program, plan: Plan, count: int) -> list[Neighbour]:
 
 def place_of(program: Program, plan: Plan) -> Place:
     """The candidate and the assignment that a plan came from."""
-    names = [device.name for device in program.request.cluster.devices]
-    pipeline = plan.pipeline
-    order = tuple(names.index(stage.device) for stage in plan.stages)
-    candidate = Candidate(order, pipeline.prefill_micro_batch, pipeline.decode_micro_batch)
-    options = program.require("costs").options
-    devices = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.options)
-    return Place(candidate, Assignment(devices, tuple(options.index(option) for option in plan.options)))
+    return Place(*choice_of(program, plan))
 
 
 def _around(program: Program, place: Place, budget: float | None) -> Iterator[tuple[str, Place]]:
@@ -71,8 +73,9 @@ def _around(program: Program, place: Place, budget: float | None) -> Iterator[tu
     for moved in _shifted(assignment):
         yield "boundary", replace(place, assignment=_repaired(problem, moved))
     for sizes in micro_batch_sizes(program.request.workload, len(program.request.cluster.devices)):  # type: ignore[arg-type]
-        other = Candidate(candidate.order, *sizes)
-        yield from _solved("micro-batch", program, other, budget)
+        for options in option_sets(program, *sizes):
+            other = Candidate(candidate.order, *sizes, options=options)
+            yield from _solved("micro-batch", program, other, budget)
     everything = tuple(range(len(program.request.cluster.devices)))
     for size in range(1, len(everything) + 1):
         for order in permutations(everything, size):

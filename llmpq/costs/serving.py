@@ -6,8 +6,9 @@ from functools import cache, partial
 from math import ceil
 from typing import TypeVar
 
+from llmpq.costs.activations import Activations, bounded_activations
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
-from llmpq.costs.memory import activation_bytes, logits_bytes
+from llmpq.costs.memory import logits_bytes
 from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
@@ -160,7 +161,7 @@ class _MixedSteps:
             first_s=tuple(first for first, _ in ends),
             last_s=tuple(last for _, last in ends),
             hidden_bytes=tokens * sent_bytes(self.graph, self.engine),
-            activation_bytes=max(activation_bytes(self.graph, kind, 1, tokens, 0) for kind in self.graph.kinds),
+            activations=self._activations(tokens),
             logits_bytes=logits_bytes(self.graph, rows),
             stage_s=tuple(self._by_device(lambda device: self._stage_s(device, step))) if self.timed and self.profile else (),
         )
@@ -169,9 +170,11 @@ class _MixedSteps:
         """The activations of a step of that many tokens; its seconds are those of no step, 0."""
         none = tuple(0.0 for _ in self.devices)
         cells = tuple(tuple(tuple(None if cell is None else 0.0 for cell in row) for row in kind) for kind in like.layer_s)
-        activations = max(activation_bytes(self.graph, kind, 1, budget, 0) for kind in self.graph.kinds)
         empty = replace(like, micro_batch=budget, layer_s=cells, first_s=none, last_s=none)
-        return replace(empty, hidden_bytes=0, activation_bytes=activations, logits_bytes=0, stage_s=())
+        return replace(empty, hidden_bytes=0, activations=self._activations(budget), logits_bytes=0, stage_s=())
+
+    def _activations(self, tokens: int) -> Activations:
+        return bounded_activations(self.graph, len(self.devices), len(self.precisions), (1, tokens, 0))
 
     def stretch(self, mean: PhaseCosts, full: PhaseCosts) -> float:
         """How much longer than the mean step a full one takes at most, whatever the assignment; at least 1."""

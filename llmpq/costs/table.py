@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from llmpq.costs.activations import Activations, bounded_activations, own_activations
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
-from llmpq.costs.memory import activation_bytes, kv_cache_bytes, logits_bytes
+from llmpq.costs.memory import kv_cache_bytes, logits_bytes
 from llmpq.costs.op_latency import cache_s
 from llmpq.costs.part_times import measured_s
 from llmpq.costs.profile import Profile
@@ -29,7 +30,7 @@ class PhaseCosts:
     layer_s:  [kind][device][option] seconds; None where the device cannot run the option
     first_s, last_s: [device] seconds of embedding and of head with sampling
     stage_s: [device] seconds that each stage but the last takes beside, charged with its link; () where that is not known
-    hidden_bytes: what crosses a link; activation_bytes: live at once in a stage, `logits_bytes` more where the head is
+    hidden_bytes: what crosses a link; activations: live at once in a stage, `logits_bytes` more where the head is
     """
 
     micro_batch: int
@@ -37,9 +38,27 @@ class PhaseCosts:
     first_s: tuple[float, ...]
     last_s: tuple[float, ...]
     hidden_bytes: int
-    activation_bytes: int
+    activations: Activations
     logits_bytes: int
     stage_s: tuple[float, ...] = ()
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of any stage on any device, at most."""
+        return max(map(self.most_activations, range(len(self.first_s))))
+
+    def most_activations(self, device: int, options: Iterable[int] | None = None, is_first: bool = False) -> int:
+        """Bytes of any stage on the device whose layers take any of the options that it supports, by default of all."""
+        return self.activations.of_stage(device, self._cells(device, options), is_first)
+
+    def least_activations(self, device: int) -> int:
+        """Bytes of any stage on the device, at least."""
+        return min((self.activations.of_stage(device, (cell,), True) for cell in self._cells(device, None)), default=0)
+
+    def _cells(self, device: int, options: Iterable[int] | None) -> tuple[tuple[int, int], ...]:
+        rows = tuple(devices[device] for devices in self.layer_s)
+        chosen = range(len(rows[0])) if options is None else tuple(options)
+        return tuple((kind, option) for kind, row in enumerate(rows) for option in chosen if row[option] is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +204,9 @@ def phase_costs(
         first_s=tuple(first for first, _ in ends_s),
         last_s=tuple(last for _, last in ends_s),
         hidden_bytes=rows * tokens * sent_bytes(graph, engine),
-        activation_bytes=max(activation_bytes(graph, kind, rows, tokens, longest) for kind in graph.kinds),
+        activations=own_activations(graph, devices, precisions, (rows, tokens, longest))
+        if engine == "local"
+        else bounded_activations(graph, len(devices), len(precisions), (rows, tokens, longest)),
         logits_bytes=logits_bytes(graph, rows),
         stage_s=tuple(profile.stage_s(device, graph, step) for device in devices) if timed and profile else (),
     )

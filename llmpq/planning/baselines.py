@@ -8,11 +8,12 @@ from llmpq.plan import Optimality
 from llmpq.planning.candidates import Group, build_problem, candidate_groups, ceiling
 from llmpq.planning.fallback import Answer, search_or_explain
 from llmpq.planning.make_plan import make_plan
+from llmpq.planning.option_sets import only_options
 from llmpq.planning.reasons import nearest, reasons, roomiest
 from llmpq.planning.search import Found, Space, Start, rows_of
 from llmpq.program import Program
 from llmpq.solver.milp import breaks
-from llmpq.solver.problem import Assignment, Cells, Evaluation, Problem, evaluate
+from llmpq.solver.problem import Assignment, Evaluation, Problem, evaluate
 from llmpq.units import format_bytes
 
 ALONE = Space(together=False)
@@ -44,14 +45,7 @@ def best_uniform(program: Program) -> Answer:
 
 def only_option(problem: Problem, option: int) -> Problem:
     """The problem with every other option unsupported."""
-
-    def keep(cells: Cells) -> Cells:
-        return tuple(tuple(tuple(cell if b == option else None for b, cell in enumerate(row)) for row in kind) for kind in cells)
-
-    layer_bytes = tuple(
-        tuple(tuple(cell if b == option else None for b, cell in enumerate(row)) for row in kind) for kind in problem.layer_bytes
-    )
-    return replace(problem, prefill_s=keep(problem.prefill_s), decode_s=keep(problem.decode_s), layer_bytes=layer_bytes)
+    return only_options(problem, (option,))
 
 
 def _no_uniform(program: Program, space: Space) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.layer_option import mean_bits
 from llmpq.plan import SERVED_TOKENS
+from llmpq.planning.option_sets import OptionSet, only_options, option_sets
 from llmpq.planning.orders import Order, identical_devices, link_table
+from llmpq.planning.room import room_of
 from llmpq.planning.rounds import cache_bytes, in_rounds, resident_batch, residents, rounds_of
 from llmpq.program import Program
 from llmpq.sensitivity import SensitivityTable
@@ -28,6 +30,7 @@ class Candidate:
     When serving: the token budget of a step, its decoding sequences, and the batches `in_flight`, one for each stage; as many
     of a batch's micro-batches decode on an engine that knows no other number.
     resident: sequences of a batch that are in the cache at once, the others wait; None: all.
+    options: indexes of those that layers may take; None: all.
     """
 
     order: Order
@@ -35,6 +38,7 @@ class Candidate:
     decode_micro_batch: int
     in_flight: int | None = None
     resident: int | None = None
+    options: OptionSet = None
 
     @property
     def running(self) -> int:
@@ -54,11 +58,12 @@ class Group:
     decode_micro_batch: int
     in_flight: int | None = None
     resident: int | None = None
+    options: OptionSet = None
 
     def candidate(self, order: Order | None = None) -> Candidate:
         """Its candidate of that order, of the cluster's own by default."""
         order = self.devices if order is None else order
-        return Candidate(order, self.prefill_micro_batch, self.decode_micro_batch, self.in_flight, self.resident)
+        return Candidate(order, self.prefill_micro_batch, self.decode_micro_batch, self.in_flight, self.resident, self.options)
 
 
 def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group, ...]:
@@ -78,20 +83,22 @@ def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group,
         return tuple(Group(devices, step.token_budget, step.sequences, count) for devices, count in sets for step in steps)
     several = (everything,) if together and len(everything) > 1 else ()
     sizes = [
-        (*pair, resident)
+        (*pair, resident, options)
         for resident in residents(program.request)
         for pair in micro_batch_sizes(resident_batch(workload, resident), len(everything))
+        for options in option_sets(program, *pair)
     ]
     if program.request.engine not in PAGED:
-        return tuple(Group(devices, p, d, None, resident) for devices in (*several, *alone) for p, d, resident in sizes)
+        everyone = (*several, *alone)
+        return tuple(Group(devices, p, d, None, resident, options) for devices in everyone for p, d, resident, options in sizes)
     sets = (
         *((devices, count) for devices in several for count in range(2, len(devices) + 1)),
         *((devices, 1) for devices in alone),
     )
     return tuple(
-        Group(devices, p, d, count, resident)
+        Group(devices, p, d, count, resident, options)
         for devices, count in sets
-        for p, d, resident in sizes
+        for p, d, resident, options in sizes
         if d == -(-resident_batch(workload, resident).batch_size // count)
     )
 
@@ -140,10 +147,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
     prefill = costs.phase("prefill", candidate.prefill_micro_batch)
     decode = costs.phase("decode", candidate.decode_micro_batch)
     order = candidate.order
-    alone = len(order) == 1
-    activations = max(prefill.activation_bytes, decode.activation_bytes)
-    logits = max(prefill.logits_bytes, decode.logits_bytes)
-    head = costs.last_bytes_with_first if alone else costs.last_bytes
+    room = room_of(program, candidate)
     resident = candidate.running if isinstance(workload, Serving) else resident_batch(workload, candidate.resident).batch_size
     problem = Problem(
         options=costs.options,
@@ -152,12 +156,12 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         prefill_s=tuple(tuple(cells[j] for j in order) for cells in prefill.layer_s),
         decode_s=tuple(tuple(cells[j] for j in order) for cells in decode.layer_s),
         layer_bytes=_layer_bytes(costs, decode, order, cache_bytes(program, candidate)),
-        first_stage=_ends(prefill.first_s, decode.first_s, costs.first_bytes, order),
-        last_stage=_ends(prefill.last_s, decode.last_s, head + logits, order),
+        first_stage=_ends(prefill.first_s, decode.first_s, room.first, order),
+        last_stage=_ends(prefill.last_s, decode.last_s, (room.last,) * len(order), order),
         link_prefill_s=_links(cluster, order, prefill, candidate.prefill_micro_batch),
         link_decode_s=_links(cluster, order, decode, candidate.decode_micro_batch),
         overlap=False,
-        capacity_bytes=tuple(cluster.devices[j].capacity_bytes - activations for j in order),
+        capacity_bytes=room.capacity,
         sensitivity=table.rows,
         sensitivity_budget=sensitivity_budget,
         theta=program.request.target.theta,
@@ -168,6 +172,7 @@ def build_problem(program: Program, candidate: Candidate, sensitivity_budget: fl
         every_device_used=False,
         first_and_last_used=False,
     )
+    problem = only_options(problem, candidate.options)
     if isinstance(workload, Serving):
         return _steady(problem, candidate)
     return in_rounds(problem, rounds_of(workload, candidate.resident))
@@ -207,8 +212,8 @@ def _layer_bytes(
     )
 
 
-def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: int, order: Order) -> EndCost:
-    return EndCost(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), tuple(nbytes for _ in order))
+def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: tuple[int, ...], order: Order) -> EndCost:
+    return EndCost(tuple(prefill_s[j] for j in order), tuple(decode_s[j] for j in order), nbytes)
 
 
 def _links(cluster: Cluster, order: Order, costs: PhaseCosts, rows: int) -> tuple[tuple[float, ...], ...]:

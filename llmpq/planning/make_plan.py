@@ -4,6 +4,7 @@ from llmpq.costs import CostTable
 from llmpq.plan import SERVED_TOKENS, DeviceMemory, Load, Optimality, Pipeline, Plan, Prediction, Quality, Stage
 from llmpq.planning.bands import bands_of
 from llmpq.planning.candidates import Candidate, step_of
+from llmpq.planning.room import everywhere_bytes
 from llmpq.planning.rounds import cache_bytes
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, Problem, evaluate
@@ -82,14 +83,14 @@ def _memory(program: Program, candidate: Candidate, stages: tuple[Stage, ...], i
     decode = costs.phase("decode", candidate.decode_micro_batch)
     first, last = index == 0, index == len(stages) - 1
     logits = max(prefill.logits_bytes, decode.logits_bytes) if last else 0
+    device = costs.devices.index(stage.device)
+    cells = [(graph.layer_kind[i], costs.options.index(option)) for i, option in zip(stage.layers, stage.options)]
     return DeviceMemory(
         device=stage.device,
-        weights=sum(
-            costs.layer_bytes[graph.layer_kind[i]][costs.options.index(option)] for i, option in zip(stage.layers, stage.options)
-        ),
+        weights=sum(costs.layer_bytes[kind][option] for kind, option in cells),
         kv_cache=sum(cache_bytes(program, candidate)[graph.layer_kind[i]] for i in stage.layers),
-        activations=max(prefill.activation_bytes, decode.activation_bytes) + logits,
-        embedding=costs.first_bytes if first else 0,
+        activations=max(phase.activations.of_stage(device, cells, first) for phase in (prefill, decode)) + logits,
+        embedding=costs.first_bytes if first else 0 if last else everywhere_bytes(graph),
         head=(costs.last_bytes_with_first if first else costs.last_bytes) if last else 0,
         capacity=program.request.cluster.device(stage.device).capacity_bytes,
     )

@@ -75,7 +75,7 @@ def _axes(program: Program, kind: int) -> Iterator[Sequence[float | None]]:
 def _columns(costs: CostTable, kept: Sequence[int]) -> CostTable:
     def narrowed(phase: PhaseCosts) -> PhaseCosts:
         cells = tuple(tuple(tuple(row[index] for index in kept) for row in devices) for devices in phase.layer_s)
-        return replace(phase, layer_s=cells)
+        return replace(phase, layer_s=cells, activations=phase.activations.narrowed(kept))
 
     return replace(
         costs,

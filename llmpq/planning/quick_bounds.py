@@ -5,6 +5,7 @@ from math import fsum, inf
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.candidates import Group
+from llmpq.planning.option_sets import OptionSet, live_bytes
 from llmpq.planning.rounds import cache_bytes, resident_batch, rounds_of
 from llmpq.program import Program
 from llmpq.workload import Serving
@@ -14,10 +15,11 @@ def quick_bound(program: Program, group: Group, *, of_batches: bool = True) -> f
     """A lower bound of the objective of every candidate of the group; inf when the memory of its devices is too small.
 
     Layers are dealt out as fractions, each at its least option, over the devices that are best at it. 0 for a batch where
-    not `of_batches`: the few groups of a single search are soon bounded by more than sums, but for those of several rounds.
+    not `of_batches`: the few groups of a single search are soon bounded by more than sums, but for those of several rounds or
+    of fewer options.
     """
     workload, costs = program.request.workload, program.require("costs")
-    if not of_batches and not isinstance(workload, Serving) and group.resident is None:
+    if not of_batches and not isinstance(workload, Serving) and group.resident is None and group.options is None:
         return 0.0
     used = group.in_flight or (1 if isinstance(workload, Serving) else len(group.devices))
     if _least_bytes(program, group) > _room(program, group, used):
@@ -36,14 +38,15 @@ def quick_bound(program: Program, group: Group, *, of_batches: bool = True) -> f
 def _layers(program: Program, step: PhaseCosts, group: Group, used: int) -> tuple[float, float]:
     """Seconds of all layers one after the other, and of the slowest of `used` stages, at least."""
     layers, kinds = len(program.graph.layer_kind), range(len(program.graph.kinds))
-    per_layer = [min((_fastest(step, kind, device) for kind in kinds), default=inf) for device in group.devices]
+    per_layer = [min((_fastest(step, kind, device, group.options) for kind in kinds), default=inf) for device in group.devices]
     speeds = sorted((1.0 / seconds if seconds else inf for seconds in per_layer), reverse=True)[:used]
     together = sum(speeds)
     return layers * min(per_layer), 0.0 if together == inf else layers / together if together else inf
 
 
-def _fastest(step: PhaseCosts, kind: int, device: int) -> float:
-    return min((cell for cell in step.layer_s[kind][device] if cell is not None), default=inf)
+def _fastest(step: PhaseCosts, kind: int, device: int, options: OptionSet) -> float:
+    allowed = (cell for option, cell in enumerate(step.layer_s[kind][device]) if options is None or option in options)
+    return min((cell for cell in allowed if cell is not None), default=inf)
 
 
 def _least_bytes(program: Program, group: Group) -> float:
@@ -57,6 +60,6 @@ def _room(program: Program, group: Group, used: int) -> float:
     """Bytes for weights and cache on the largest devices."""
     costs: CostTable = program.require("costs")
     phases = (costs.phase("prefill", group.prefill_micro_batch), costs.phase("decode", group.decode_micro_batch))
-    activations = max(phase.activation_bytes for phase in phases)
-    capacities = (max(0, program.request.cluster.devices[j].capacity_bytes - activations) for j in group.devices)
+    devices = program.request.cluster.devices
+    capacities = (max(0, devices[j].capacity_bytes - live_bytes(phases, j, group.options, is_first=True)) for j in group.devices)
     return fsum(sorted(capacities, reverse=True)[:used])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from llmpq.costs import CostTable
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.candidates import Candidate, Group, build_problem
+from llmpq.planning.option_sets import OptionSet, live_bytes
 from llmpq.planning.orders import Order
 from llmpq.planning.search import EVERYTHING, Space, rows_of
 from llmpq.program import Program
@@ -42,11 +43,10 @@ def _shortage(program: Program, candidate: Candidate, problem: Problem) -> Short
 
 def roomiest(program: Program, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """The groups whose activations and logits no other group of the same devices undercuts."""
-    alike: dict[tuple[Order, int | None, int | None], list[tuple[int, Group, tuple[int, int]]]] = {}
+    alike: dict[tuple[Order, int | None, int | None, OptionSet], list[tuple[int, Group, tuple[int, int]]]] = {}
     for place, group in enumerate(groups):
-        alike.setdefault((group.devices, group.in_flight, group.resident), []).append(
-            (place, group, _activations(program, group))
-        )
+        key = group.devices, group.in_flight, group.resident, group.options
+        alike.setdefault(key, []).append((place, group, _activations(program, group)))
     kept = [
         (place, group)
         for several in alike.values()
@@ -64,4 +64,5 @@ def _undercuts(a: tuple[int, int], b: tuple[int, int], earlier: bool) -> bool:
 def _activations(program: Program, group: Group) -> tuple[int, int]:
     costs: CostTable = program.require("costs")
     phases = (costs.phase("prefill", group.prefill_micro_batch), costs.phase("decode", group.decode_micro_batch))
-    return max(phase.activation_bytes for phase in phases), max(phase.logits_bytes for phase in phases)
+    live = max(live_bytes(phases, device, group.options) for device in group.devices)
+    return live, max(phase.logits_bytes for phase in phases)

@@ -11,6 +11,7 @@ from llmpq.errors import InputError
 from llmpq.plan import Plan
 from llmpq.planning.candidates import Candidate, build_problem
 from llmpq.planning.fallback import Answer
+from llmpq.planning.option_sets import sets_with
 from llmpq.planning.search import Found, search
 from llmpq.program import Program
 from llmpq.solver.problem import Assignment, evaluate
@@ -114,16 +115,27 @@ def _seconds(program: Program, choice: Choice) -> float:
 
 
 def choice_of(program: Program, plan: Plan) -> Choice:
-    """The candidate and the assignment that a plan was made from; devices that it leaves idle are not in the candidate."""
+    """The candidate and the assignment that a plan was made from; devices that it leaves idle are not in the candidate.
+
+    Its options are the most among which the plan fits into memory.
+    """
     names = [device.name for device in program.request.cluster.devices]
-    order = tuple(names.index(stage.device) for stage in plan.stages)
     options = program.require("costs").options
-    place = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.options)
     load, pipeline = plan.prediction.load, plan.pipeline
-    prefill, flight = (pipeline.prefill_micro_batch, None) if load is None else (load.token_budget, len(order))
-    return Candidate(order, prefill, pipeline.decode_micro_batch, flight, pipeline.resident), Assignment(
-        place, tuple(options.index(option) for option in plan.options)
-    )
+    prefill, flight = (pipeline.prefill_micro_batch, None) if load is None else (load.token_budget, len(plan.stages))
+    order = tuple(names.index(stage.device) for stage in plan.stages)
+    place = tuple(j for j, stage in enumerate(plan.stages) for _ in stage.options)
+    assignment = Assignment(place, tuple(options.index(option) for option in plan.options))
+    sizes = prefill, pipeline.decode_micro_batch
+    among = sets_with(program, *sizes, set(assignment.option))
+    candidates = [Candidate(order, *sizes, flight, pipeline.resident, chosen) for chosen in among]
+    return next((c for c in candidates if _fits(program, c, assignment)), candidates[-1]), assignment
+
+
+def _fits(program: Program, candidate: Candidate, assignment: Assignment) -> bool:
+    problem = build_problem(program, candidate, None)
+    held = evaluate(problem, assignment).bytes
+    return all(nbytes <= capacity for nbytes, capacity in zip(held, problem.capacity_bytes))
 
 
 def least_regret(program: Program, answer: Answer, factor: float, slack: float, samples: int, seed: int) -> Answer:

@@ -220,7 +220,7 @@ class Search:
         """What fits at a glance, at the smallest micro-batches of all devices and of each alone."""
         groups = self.space.groups(self.program)
         falling = sorted(groups, key=lambda group: (-group.prefill_micro_batch, -group.decode_micro_batch))
-        smallest = {(group.devices, group.in_flight, group.resident): group for group in falling}
+        smallest = {(group.devices, group.in_flight, group.resident, group.options): group for group in falling}
         for group, restriction in product(smallest.values(), range(len(self.space.restrictions))):
             item = _Item("group", group, restriction, group.candidate())
             problem = self.problem(item)

@@ -10,6 +10,7 @@ from llmpq.costs.table import micro_batch_sizes, phase_costs
 from llmpq.graph import LayerGraph
 from llmpq.planning.candidates import Group
 from llmpq.planning.engine_limits import engine_limits, without_devices
+from llmpq.planning.option_sets import option_sets
 from llmpq.planning.teams import Team
 from llmpq.program import Program
 from llmpq.workload import Batch
@@ -54,7 +55,8 @@ class Shares:
         """The candidates of a team, of the program of a share."""
         workload = program.request.workload
         assert isinstance(workload, Batch)
-        return tuple(Group(team.devices, *pair) for pair in self.sizes(workload.batch_size, len(team.devices)))
+        sizes = self.sizes(workload.batch_size, len(team.devices))
+        return tuple(Group(team.devices, *pair, options=options) for pair in sizes for options in option_sets(program, *pair))
 
     def _costs(self, share: int) -> CostTable:
         request, graph, batch = self.program.request, self.part, replace(self.batch, batch_size=share)

@@ -120,11 +120,13 @@ class TeamBounds:
         import numpy as np
 
         costs, devices = program.require("costs"), program.request.cluster.devices
-        activations = max(phase.activation_bytes for phase in phases)
+        least = [max(phase.least_activations(group[0]) for phase in phases) for group in self.teams.kinds]
         each = [min(weights) + cache for weights, cache in zip(costs.layer_bytes, cache_bytes(program, candidate))]
         ends = costs.first_bytes + (costs.last_bytes_with_first if len(candidate.order) == 1 else costs.last_bytes)
         needed = sum(each[kind] for kind in program.graph.layer_kind) + ends
-        room = np.array([devices[group[0]].capacity_bytes - activations for group in self.teams.kinds], dtype=np.float64)
+        room = np.array(
+            [devices[group[0]].capacity_bytes - live for group, live in zip(self.teams.kinds, least)], dtype=np.float64
+        )
         fits: NDArray[np.bool_] = counts @ room >= needed
         return fits
 

@@ -21,8 +21,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self._held: list[Any] = []
         for tensor in held:
-            self._note(tensor)
-        self.held_bytes = self.peak_bytes = self._now()
+            self.note(tensor)
+        self.held_bytes = self.peak_bytes = self.alive_bytes()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -30,19 +30,21 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
-                self._note(leaf)
-        self.peak_bytes = max(self.peak_bytes, self._now())
+                self.note(leaf)
+        self.peak_bytes = max(self.peak_bytes, self.alive_bytes())
         return found
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def _note(self, tensor: Tensor) -> None:
+    def note(self, tensor: Tensor) -> None:
+        """Count a tensor that no operation returned, as long as it lives."""
         storage = tensor.untyped_storage()
         if tensor.device.type != "meta" and storage.nbytes():
             self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
 
-    def _now(self) -> int:
+    def alive_bytes(self) -> int:
+        """Of the tensors that live now."""
         self._alive = {key: found for key, found in self._alive.items() if not found[0].expired()}  # type: ignore[no-untyped-call]
         return sum(nbytes for _, nbytes in self._alive.values())

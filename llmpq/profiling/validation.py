@@ -1,12 +1,13 @@
 """Validation: a compiled model run on its own workload in this process, beside what was predicted of it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from llmpq.costs import CostTable, derive_costs
@@ -15,7 +16,8 @@ from llmpq.errors import InputError
 from llmpq.generation import SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import parse_options
-from llmpq.plan import Plan
+from llmpq.plan import ComputeDtype, Plan
+from llmpq.profiling.metered_stage import MeteredStage
 from llmpq.profiling.probe import Clock
 from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.runtime.engine import Engine
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 QUICK_TOKENS = 8
 TOKEN_BYTES = 16  # of a sequence in what the last stage returns: token and log-probability, float64
+LIVE_SHARE, LIVE_BYTES = 0.02, 2**20  # by which all that lives at once may stay below what was planned
 UNMEASURED_BAND = (0.5, 3.0)  # of predictions by tables and roofline (llmpq.costs.band)
 
 
@@ -86,12 +89,16 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run took: seconds of every action by (stage, phase), of the whole; weights and cache of every stage, bytes."""
+    """What one run took: seconds of every action by (stage, phase), of the whole; weights and cache of every stage, bytes.
+
+    live_bytes: of what else lived at once in every stage, where that was counted
+    """
 
     actions: dict[tuple[int, str], list[float]]
     total_s: float
     weight_bytes: tuple[int, ...]
     cache_bytes: tuple[int, ...]
+    live_bytes: tuple[int, ...] = ()
 
 
 def validate(
@@ -107,21 +114,36 @@ def validate(
     if plan.ranks > 1:
         has = f"{compiled.directory}: its stages are tensor-parallel groups, as {plan.stages[0].device}"
         raise InputError(f"{has}; validate runs stages on single devices: plan with --tensor-parallel 1")
+    return compare(plan, graph, zip(compiled.stages, compiled.torch_devices), compiled.compute_dtype, profile, quick, clock)
+
+
+def compare(
+    plan: Plan,
+    graph: LayerGraph,
+    modules: Iterable[tuple[nn.Module, torch.device]],
+    dtype: ComputeDtype | None = None,
+    profile: Profile | None = None,
+    quick: bool = False,
+    clock: Clock = time.perf_counter,
+) -> Validation:
+    """The plan of a batch run by these stages, each on its device. dtype: of the weights, by default that of the plan."""
     workload = replace(plan.batch, gen_len=min(plan.batch.gen_len, QUICK_TOKENS)) if quick else plan.batch
     precisions = parse_options(tuple(dict.fromkeys(plan.options)))
     costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)
-    places = enumerate(zip(compiled.stages, compiled.torch_devices))
-    spec = pipeline_spec(plan, graph, compiled.compute_dtype)
-    stages = {j: Stage(module, spec.layers[j], spec.torch_dtype, device) for j, (module, device) in places}
+    spec = pipeline_spec(plan, graph, dtype)
+    stages = {j: MeteredStage(module, spec.layers[j], spec.torch_dtype, device) for j, (module, device) in enumerate(modules)}
     job = _job(graph, workload)
     run_job(generate_job(job.sequences, SamplingParams(min(2, workload.gen_len))), spec, stages, clock)  # warms up
-    run = run_job(job, spec, stages, clock)
+    live_bytes = tuple(stage.live_bytes for stage in stages.values())
+    for stage in stages.values():
+        stage.counts = False
+    run = replace(run_job(job, spec, stages, clock), live_bytes=live_bytes)
     band = profile.band if profile is not None and costs.provenance.startswith("measured") else UNMEASURED_BAND
     rows = (*_memory_rows(plan, workload, run), *_time_rows(plan, workload, graph, costs, run, band))
     return Validation(graph.model, workload, costs.provenance, rows, _speeds(plan, workload, rows))
 
 
-def run_job(job: Job, spec: PipelineSpec, stages: dict[int, Stage], clock: Clock) -> Run:
+def run_job(job: Job, spec: PipelineSpec, stages: Mapping[int, Stage], clock: Clock) -> Run:
     """The job through all stages in this process, every action timed, sampling with that of the last stage."""
     actions: dict[tuple[int, str], list[float]] = {}
 
@@ -160,12 +182,19 @@ def _job(graph: LayerGraph, workload: Batch) -> Job:
 
 
 def _memory_rows(plan: Plan, workload: Batch, run: Run) -> Iterator[Comparison]:
-    """Weights and cache are exact or wrong."""
-    for memory, weights, cache in zip(plan.prediction.memory, run.weight_bytes, run.cache_bytes):
+    """Weights and cache are exact or wrong; all that lives at once is never more than planned, and hardly less."""
+    for memory, weights, cache, live in zip(plan.prediction.memory, run.weight_bytes, run.cache_bytes, run.live_bytes):
         planned = memory.weights + memory.embedding + memory.head
         yield Comparison("weights", memory.device, "bytes", planned, weights, 1.0, 1.0)
         kept = memory.kv_cache * workload.kv_len / plan.batch.kv_len
         yield Comparison("kv cache", memory.device, "bytes", kept, cache, 1.0, 1.0)
+        total = planned + kept + memory.activations
+        yield Comparison("live at once", memory.device, "bytes", total, weights + cache + live, _least_share(total), 1.0)
+
+
+def _least_share(total: float) -> float:
+    """Of a stage's predicted bytes that are expected to live at once."""
+    return min(1.0 - LIVE_SHARE, 1.0 - LIVE_BYTES / total)
 
 
 def _time_rows(

@@ -104,6 +104,11 @@ def prepare_linears(module: nn.Module) -> None:
             found.prepare()
 
 
+def forget_scratch() -> None:
+    """Let go of this thread's buffer of unpacked weights; the next linear that needs one allocates it anew."""
+    _scratch.buffer = torch.empty(0, dtype=torch.bfloat16)
+
+
 class _Scratch(threading.local):
     """One buffer per thread, as large as the largest weight that was unpacked into it."""
 
