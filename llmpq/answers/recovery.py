@@ -25,6 +25,7 @@ def plan_without(graph: LayerGraph, plan: Plan, lost: Collection[str]) -> Plan:
     device hold no longer. Raises InfeasibleError with the reasons when not one sequence fits, ClusterError when no device is
     left.
     """
+    lost = [member for name in lost for member in plan.cluster.device(name).members]
     cluster, batch_size = removed(plan.cluster, ",".join(lost)), plan.batch.batch_size
     kept = [rule for rule in plan.constraints if not any(name.lower() in rule.lower() for name in lost)]
     rules = parse_rules((*kept, *_as_they_are(plan.options)))
