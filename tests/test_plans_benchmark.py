@@ -17,7 +17,7 @@ from tests.values import program, two_cpus
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "plans.py"
 ROOMY = ("64 MiB", "64 MiB")
-TIGHT = ("1100 KiB", "1100 KiB")
+TIGHT = ("1000 KiB", "1000 KiB")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from llmpq.hardware.cluster import Cluster
 from llmpq.plan import SERVED_TOKENS, Plan
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.joint import joint_plan
+from llmpq.planning.option_sets import option_sets
 from llmpq.planning.search import search
 from llmpq.planning.shares import share_sizes
 from llmpq.precision import parse_precisions
@@ -76,7 +77,10 @@ def least(program: Program) -> float:
         (
             evaluation.objective
             for order, size in product(permutations(devices), sizes(program))
-            for assignment, evaluation in feasible(program, Candidate(order, *size), program.request.target.budget)
+            for options in option_sets(program, *size[:2])
+            for assignment, evaluation in feasible(
+                program, Candidate(order, *size, options=options), program.request.target.budget
+            )
             if len(set(assignment.device)) == len(devices)
         ),
         default=inf,

@@ -211,7 +211,7 @@ def end(spans: tuple[Span, ...]) -> float:
 def test_stage_seconds_add_up_to_what_was_planned() -> None:
     from llmpq.compiler import plan
 
-    program = plan("demo", two_cpus("6 MiB", "6 MiB"), Batch(8, 64, 32), indicator="prior", theta=0.0)
+    program = plan("demo", two_cpus("5 MiB", "5 MiB"), Batch(8, 64, 32), indicator="prior", theta=0.0)
     made: Plan = program.require("plan")
     seconds = stage_seconds(made, program.graph)
     prefill, decode = (
