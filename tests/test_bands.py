@@ -10,6 +10,8 @@ import pytest
 
 from llmpq.compiler import plan
 from llmpq.costs.source_bands import link_band, option_band
+from llmpq.frontend.cached_graphs import layer_graph_of
+from llmpq.frontend.models import resolve
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
 from llmpq.plan import Bands, Plan, Range
@@ -107,6 +109,14 @@ def test_what_rests_on_measurements_has_a_narrower_band_than_what_rests_on_assum
     assert widths == sorted(widths)
     links = [link_band(Link(1e9, 1e-5, provenance)) for provenance in ("measured", "given", "assumed", "hearsay")]
     assert [link.high for link in links] == sorted(link.high for link in links)
+
+
+def test_latent_attention_which_no_table_has_widens_the_band_of_a_table_to_that_of_the_roofline() -> None:
+    device, sixteen = Cluster.load("1xA100-80").devices[0], PRECISIONS["16"]
+    plain, latent = (layer_graph_of(resolve(name, weights=False)) for name in ("llama-3-8b", "deepseek-v3"))
+    narrow, wide = (option_band(device, sixteen, "vllm", graph, None) for graph in (plain, latent))
+    assert wide.low < narrow.low
+    assert wide.high > narrow.high
 
 
 @pytest.mark.parametrize("workload", [WORKLOAD, Serving(rate_per_s=1.0, prompt_len=64, gen_len=32)])

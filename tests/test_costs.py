@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from llmpq.costs import activation_bytes, derive_costs, kv_cache_bytes, layer_latency_s
 from llmpq.costs.table import micro_batch_sizes
+from llmpq.frontend.cached_graphs import layer_graph_of
+from llmpq.frontend.models import resolve
 from llmpq.hardware.cluster import Cluster
 from llmpq.precision import PRECISIONS, parse_precisions
 from llmpq.workload import Batch
@@ -145,3 +147,17 @@ def test_half_the_speed_takes_twice_the_time_by_table_too() -> None:
         for d in (whole, replace(whole, speed=0.5))
     ]
     assert times[1] == pytest.approx(2 * times[0])
+
+
+def test_latent_attention_caches_little_and_expands_every_position_that_it_sees() -> None:
+    """DeepSeek-V3: 512 latent values and 64 rotated keys of a token, from which every step makes 128 heads of 192 + 128."""
+    kind = layer_graph_of(resolve("deepseek-v3", weights=False)).kinds[0]
+    device = Cluster.load("1xA100-80").devices[0]
+    assert kind.kv_bytes_per_token == 2 * (512 + 64)
+    expansion = next(op for op in kind.ops.ops if op.weights and op.weights[0].name == "self_attn.kv_b_proj.weight")
+    assert expansion.flops(1, 4096, 8) == 2 * 8 * 4096 * 512 * 128 * (128 + 128)
+    (heads,) = [op.heads for op in kind.ops.ops if op.heads is not None]
+    assert heads.flops(1, 4096, 8) == 2 * 8 * 4096 * 128 * (192 + 128)
+    seconds = [layer_latency_s(device, kind, PRECISIONS["16"], 8, 1, context, "bfloat16", "local") for context in (512, 4096)]
+    by_products = (expansion.flops(1, 4096, 8) - expansion.flops(1, 512, 8)) / 312e12  # at the peak of the card
+    assert seconds[1] - seconds[0] > by_products

@@ -57,7 +57,14 @@ def _precision_band(device: Device, precision: Precision, engine: str, graph: La
     native = support(engine, device.type, precision).level == "native"
     runs = precision.name if native else "16"
     if has_table(device.type, runs):
-        return TABLE_16_BIT if runs == "16" else TABLE_QUANTIZED
+        table = TABLE_16_BIT if runs == "16" else TABLE_QUANTIZED
+        return table.hull(ROOFLINE_16_BIT) if _is_latent(graph) else table
     if runs != "16":
         return ROOFLINE_QUANTIZED
     return FITTED_ROOFLINE if device.type.efficiency_source.startswith("measured") else ROOFLINE_16_BIT
+
+
+def _is_latent(graph: LayerGraph) -> bool:
+    """Whether keys and values differ in size, as those of latent attention: no table has such heads, so they go by roofline."""
+    heads = (op.heads for kind in graph.kinds for op in kind.ops.ops if op.heads is not None)
+    return any(found.head_dim != found.value_dim for found in heads)

@@ -117,6 +117,7 @@ class _Scratch(threading.local):
 
     def weight(self, rows: int, columns: int) -> Tensor:
         if self.buffer.numel() < rows * columns:
+            self.buffer = torch.empty(0, dtype=torch.bfloat16)  # before there is a larger one
             self.buffer = torch.empty(rows * columns, dtype=torch.bfloat16)
         return self.buffer[: rows * columns].view(rows, columns)
 
