@@ -19,6 +19,7 @@ from llmpq.runtime.progress import NewToken, Progress
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.start_up import StartUp, started
 from llmpq.runtime.torch_devices import torch_devices
+from llmpq.runtime.worker import OnAction
 from llmpq.serialize import dumps, loads
 
 _START_UP = "start-up"  # under which every stage shares what its loading took
@@ -34,7 +35,7 @@ class DistributedBackend(PipelineBackend):
             backend.follow() if backend.rank else show(backend.generate(prompts, params))
 
     `place`: by default from the environment. `via_host`: see ProcessGroup; so it is anyway where stages share a card or one of
-    them is on the CPU.
+    them is on the CPU. `on_action`: see Engine; called in the process of each stage, with times on its monotonic clock.
     """
 
     name: ClassVar[str] = "distributed"
@@ -48,6 +49,7 @@ class DistributedBackend(PipelineBackend):
         patience: Patience = PATIENCE,
         via_host: bool = False,
         place: Place | None = None,
+        on_action: OnAction | None = None,
     ) -> None:
         super().__init__(plan, graph, compute_dtype)
         end_with_launcher()
@@ -68,7 +70,7 @@ class DistributedBackend(PipelineBackend):
             self.__exit__(type(error), error, None)
             raise
         self._group.share(_START_UP, dumps(start_up))
-        self._engine = Engine(spec, {place.rank: stage}, (self._group.ring(),))
+        self._engine = Engine(spec, {place.rank: stage}, (self._group.ring(),), on_action=on_action)
 
     def follow(self) -> None:
         """Run this stage's part of every job that rank 0 publishes, until rank 0 leaves."""

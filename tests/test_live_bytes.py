@@ -18,6 +18,7 @@ from llmpq.profiling.probe import Subject, lowered
 from llmpq.profiling.profiler import subject_of
 from llmpq.profiling.random_weights import fill
 from llmpq.quantization import quantized_linear
+from llmpq.quantization.int8_kernel import OneDnnKernel
 from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.stage import Stage
@@ -41,7 +42,11 @@ def subject() -> Subject:
 
 
 @pytest.mark.parametrize("precision", ["16", "w8a8", "w4a16"])
-def test_a_prefill_and_a_decode_step_hold_no_more_than_predicted_and_hardly_less(subject: Subject, precision: str) -> None:
+def test_a_prefill_and_a_decode_step_hold_no_more_than_predicted_and_hardly_less(
+    subject: Subject, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onednn = OneDnnKernel() if torch.cpu._is_vnni_supported() else None  # our own kernel needs less beside
+    monkeypatch.setattr("llmpq.quantization.quantized_linear.int8_kernel", lambda: onednn)
     graph = subject.graph
     module = lowered(subject, (precision,) * graph.num_layers)
     fill(module, torch.bfloat16, torch.device("cpu"))

@@ -55,6 +55,13 @@ def test_wide_types_are_aligned_behind_odd_numbers_of_bytes(tmp_path: Path) -> N
         assert handle.metadata() == {"format": "pt"}
 
 
+def test_whatever_fills_lines_of_the_cache_begins_on_one(tmp_path: Path) -> None:
+    small, large = torch.tensor([24, 256]), [torch.full((3, 64), value, dtype=torch.bfloat16) for value in (1.0, 2.0)]
+    tensors = {"shape": small, "a": large[0], "odd": torch.ones(3, dtype=torch.int8), "b": large[1]}
+    raw = write(tmp_path / "f", tensors, list(tensors)).read_bytes()
+    assert [raw.index(tensor.view(torch.uint8).numpy().tobytes()) % 64 for tensor in large] == [0, 0]
+
+
 def test_a_file_that_lacks_a_tensor_is_not_closed_silently(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="never written: b"):
         write(tmp_path / "f", {"a": torch.ones(1), "b": torch.ones(1)}, ["a"])

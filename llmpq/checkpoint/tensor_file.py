@@ -31,6 +31,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PREFIX_BYTES = 8  # little-endian length of the header
+LINE_BYTES = 64  # of a cache line, and of the widest vectors
 COPY_AGAIN = "copy or download the file again"
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses more
 
@@ -115,13 +116,14 @@ def _parse_entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
 class TensorFileWriter:
     """Writes a safetensors file whose header comes first and whose tensors follow one at a time, in any order.
 
-    The bytes depend on the tensors alone: wide types first, so that each is aligned, then the order of `infos`.
+    The bytes depend on the tensors alone: those first that leave what follows on a line of the cache, wide types first of the
+    others, then the order of `infos`. Mapped into memory, no vector of what is large straddles two lines.
     Use as a context manager; leaving it without an error requires that every tensor was written. `kept`: tensors that an earlier
     writer of the same `infos` has written to the file.
     """
 
     def __init__(self, path: Path, infos: Iterable[TensorInfo], kept: Container[str] = ()) -> None:
-        ordered = sorted(infos, key=lambda info: -info.dtype.itemsize)
+        ordered = sorted(infos, key=lambda info: (info.nbytes % LINE_BYTES != 0, -info.dtype.itemsize))
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         self._missing: dict[str, tuple[TensorInfo, int]] = {}
@@ -132,7 +134,7 @@ class TensorFileWriter:
                 self._missing[info.name] = (info, offset)
             offset += info.nbytes
         raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % PREFIX_BYTES)
+        raw += b" " * (-(PREFIX_BYTES + len(raw)) % LINE_BYTES)
         self.path = path
         self._start = PREFIX_BYTES + len(raw)
         self._file = path.open("r+b" if len(self._missing) < len(ordered) else "wb")

@@ -19,6 +19,7 @@ from llmpq.layer_option import parse_options
 from llmpq.plan import ComputeDtype, Plan
 from llmpq.profiling.metered_stage import MeteredStage
 from llmpq.profiling.probe import Clock
+from llmpq.quantization.dense_linear import DenseLinear
 from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.runtime.engine import Engine
 from llmpq.runtime.job import Job, generate_job
@@ -168,8 +169,8 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(held.values()) + sum(linear.prepacked_bytes for linear in _linears(module))
 
 
-def _linears(module: nn.Module) -> Iterator[QuantizedLinear]:
-    return (found for found in module.modules() if isinstance(found, QuantizedLinear))
+def _linears(module: nn.Module) -> Iterator[QuantizedLinear | DenseLinear]:
+    return (found for found in module.modules() if isinstance(found, (QuantizedLinear, DenseLinear)))
 
 
 def _job(graph: LayerGraph, workload: Batch) -> Job:

@@ -1,37 +1,60 @@
-"""The int8 product of w8a8 on CPU, by oneDNN: activations rounded per token, codes multiplied as integers."""
+"""The int8 product of w8a8 on CPU: activations rounded per token, codes multiplied as integers, by our kernel or by oneDNN."""
+
+from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from llmpq.quantization.rounding import ACTIVATION_STEPS
+from llmpq.quantization.rounding import activation_codes
+from llmpq.quantization.vnni_kernel import vnni_kernel
 
 ZERO_POINT = 128  # oneDNN's fast products take unsigned activations
-TINY = torch.finfo(torch.float32).tiny
+
+
+class Int8Kernel(Protocol):
+    """A product, and the layout of the codes that it takes."""
+
+    def prepack(self, codes: Tensor) -> Tensor:
+        """codes [out_features, in_features] int8, in the kernel's layout: as many bytes, but for padding."""
+        ...
+
+    def product(self, x: Tensor, prepacked: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """x [tokens, in_features] -> [tokens, out_features] in x's dtype; scale: [out_features, 1].
+
+        The same rounding as `quantize_activation_per_token`; the sum of products is exact.
+        """
+        ...
+
+
+class OneDnnKernel:
+    """oneDNN's quantized linear, on a CPU that sums its products in 32 bits (VNNI, AMX); older ones saturate at 16."""
+
+    def prepack(self, codes: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+        return packed
+
+    def product(self, x: Tensor, prepacked: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        rounded, step = activation_codes(x)
+        codes = rounded.add_(ZERO_POINT).to(torch.uint8)
+        weight_scale = scale.flatten().to(torch.float32)
+        none = torch.zeros(len(weight_scale), dtype=torch.int64)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, ZERO_POINT, prepacked, weight_scale, none, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y = y.mul_(step)
+        return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def is_available() -> bool:
-    """oneDNN's quantized linear, on a CPU that sums its products in 32 bits (VNNI); older ones saturate at 16."""
-    return torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qlinear_prepack")
+    """Whether this CPU has any."""
+    return int8_kernel() is not None
 
 
-def prepack(codes: Tensor) -> Tensor:
-    """codes [out_features, in_features] int8, in the layout of oneDNN: as many bytes, opaque."""
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
-    return packed
-
-
-def int8_product(x: Tensor, prepacked: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x [tokens, in_features] -> [tokens, out_features] in x's dtype; scale: [out_features, 1].
-
-    The same rounding as `quantize_activation_per_token`; the sum of products is exact.
-    """
-    wide = x.to(torch.float32)
-    step = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_STEPS).clamp(min=TINY)
-    codes = (wide / step).round_().add_(ZERO_POINT).to(torch.uint8)
-    weight_scale = scale.flatten().to(torch.float32)
-    none = torch.zeros(len(weight_scale), dtype=torch.int64)
-    y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, ZERO_POINT, prepacked, weight_scale, none, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    y = y.mul_(step)
-    return (y if bias is None else y.add_(bias)).to(x.dtype)
+@cache
+def int8_kernel() -> Int8Kernel | None:
+    """Our own on AVX-512 VNNI; oneDNN's where there are tiles (AMX) or no C compiler; None where products would saturate."""
+    own = None if torch.cpu._is_amx_tile_supported() else vnni_kernel()
+    if own is not None:
+        return own
+    return OneDnnKernel() if torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, "qlinear_prepack") else None

@@ -214,4 +214,67 @@ void few_tokens_vectors(const uint8_t *packed, const uint16_t *scale, int half, 
     else if (bits == 4) rows_of(packed, scale, half, x, y, columns, group, 4, row_bytes, tokens, first, last);
     else rows_of(packed, scale, half, x, y, columns, group, 3, row_bytes, tokens, first, last);
 }
+
+/* 32 columns of one row, dequantized and rounded: 16 pairs of bfloat16. */
+INLINE __m512i pairs_at(const uint8_t *stream, int bits, __m512 scale) {
+    __m512i even, odd;
+    if (bits == 8) {
+        __m512 low = _mm512_mul_ps(floats_at(stream), scale), high = _mm512_mul_ps(floats_at(stream + 16), scale);
+        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    }
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)stream)), eight = _mm512_set1_epi32(8);
+    even = _mm512_sub_epi32(_mm512_and_si512(bytes, _mm512_set1_epi32(15)), eight);
+    odd = _mm512_sub_epi32(_mm512_srli_epi32(bytes, 4), eight);
+    __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(even), scale));
+    __m256i high = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(odd), scale));
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+/* Rows of 16 words become columns. */
+INLINE void transpose(__m512i *row) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(row[i], row[4 + i], 0x88), b = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0x88);
+        __m512i c = _mm512_shuffle_i32x4(row[i], row[4 + i], 0xdd), d = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        t[8 + i] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        t[4 + i] = _mm512_shuffle_i32x4(c, d, 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    memcpy(row, t, sizeof t);
+}
+
+INLINE void blocks_of(const uint8_t *packed, const uint16_t *scale, int half, uint32_t *out, int64_t columns, int64_t group, int bits,
+                      int64_t row_bytes, int64_t rows, int64_t first, int64_t last) {
+    for (int64_t block = (first + 15) / 16; block < (last + 15) / 16; block++)
+        for (int64_t column = 0; column < columns; column += 32) {
+            __m512i row[16];
+            for (int lane = 0; lane < 16; lane++) {
+                int64_t at = block * 16 + lane < rows ? block * 16 + lane : rows - 1; /* padding is multiplied, and dropped */
+                __m512 s = _mm512_set1_ps(float_of(scale[at * (columns / group) + column / group], half));
+                row[lane] = pairs_at(packed + at * row_bytes + column * bits / 8, bits, s);
+            }
+            transpose(row);
+            for (int pair = 0; pair < 16; pair++)
+                _mm512_storeu_si512(out + ((block * columns + column) / 2 + pair) * 16, row[pair]);
+        }
+}
+
+/* Rows of the weight in the layout of dense_kernel.c, dequantized and rounded to bfloat16; bits 4 or 8, group a multiple of 32. From
+   the block of 16 rows that begins at or after `first` to the one at or after `last`; block 0 goes to the start of `out`. */
+void unpack_pairs(const uint8_t *packed, const uint16_t *scale, int half, uint32_t *out, int64_t columns, int64_t group, int bits,
+                  int64_t row_bytes, int64_t rows, int64_t first, int64_t last) {
+    if (bits == 8) blocks_of(packed, scale, half, out, columns, group, 8, row_bytes, rows, first, last);
+    else blocks_of(packed, scale, half, out, columns, group, 4, row_bytes, rows, first, last);
+}
 #endif

@@ -20,7 +20,7 @@ FLAGS = ("-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
 MOST_GROUP = 4096  # of the C file
 BITS = (3, 4, 8)
 # Up to how many tokens the product beats unpacking and a dense product (benchmarks/kernels.py): with, without vectors of bf16.
-FEW_TOKENS = {3: (24, 0), 4: (24, 2), 8: (16, 2)}
+FEW_TOKENS = {3: (24, 0), 4: (12, 2), 8: (8, 2)}
 HALVES = (torch.bfloat16, torch.float16)
 LEAST_ROWS = 256  # per thread: less is done before the others have started
 
@@ -54,11 +54,11 @@ class PackedKernels:
         half = c_int(scale.dtype == torch.float16)
         if self.has_vectors(num_bits, group, x.dtype):
             tensors = (_address(packed), _address(scale), half, _address(arranged), _address(y))
-            _over_rows(rows, partial(self.library.few_tokens_vectors, *tensors, *shape, c_int64(tokens)))
+            over_rows(rows, partial(self.library.few_tokens_vectors, *tensors, *shape, c_int64(tokens)))
         else:
             arranged = arranged.to(torch.float32)
             tensors = (_address(packed), _address(scale), half, _address(arranged), _address(y))
-            _over_rows(rows, partial(self._with_scratch, tensors, shape, tokens))
+            over_rows(rows, partial(self._with_scratch, tensors, shape, tokens))
         return y.t()
 
     def _with_scratch(self, tensors: tuple[object, ...], shape: tuple[c_int64 | c_int, ...], tokens: int, *ends: c_int64) -> None:
@@ -69,7 +69,7 @@ class PackedKernels:
         """The dequantized weight into `out`, [rows, columns] bfloat16, rounded once."""
         rows, columns = out.shape
         stride = packed.stride(0) * packed.element_size()
-        _over_rows(
+        over_rows(
             rows,
             partial(
                 self.library.unpack_bfloat16,
@@ -97,8 +97,8 @@ def packed_kernels() -> PackedKernels | None:
     return None if library is None else PackedKernels(library)
 
 
-def _over_rows(rows: int, run: Callable[..., object]) -> None:
-    """`run(first, last)` over all rows, in as many parts as torch uses threads."""
+def over_rows(rows: int, run: Callable[..., object]) -> None:
+    """`run(first, last)` over all rows, in as many parts as torch uses threads, one after the other's end."""
     parts = max(1, min(torch.get_num_threads(), rows // LEAST_ROWS))
     ends = [rows * part // parts for part in range(parts + 1)]
     if parts == 1:

@@ -95,12 +95,12 @@ def unpack_codes(packed: Tensor, num_bits: int, columns: int) -> Tensor:
     rows, octets = packed.shape[0], -(-columns // 8)
     stream = packed.contiguous().view(torch.uint8)
     filled = min(stream.shape[1], octets * num_bits)
-    padded = torch.zeros(rows, octets * num_bits, dtype=torch.uint8)
+    padded = torch.zeros(rows, octets * num_bits, dtype=torch.uint8, device=packed.device)
     padded[:, :filled] = stream[:, :filled]
-    bytes_of = torch.zeros(rows, octets, 8, dtype=torch.uint8)
+    bytes_of = torch.zeros(rows, octets, 8, dtype=torch.uint8, device=packed.device)
     bytes_of[:, :, :num_bits] = padded.view(rows, octets, num_bits)
     words = bytes_of.view(torch.int64).squeeze(-1)
-    codes = torch.empty(rows, octets, 8, dtype=torch.int8)
+    codes = torch.empty(rows, octets, 8, dtype=torch.int8, device=packed.device)
     for field in range(8):
         codes[:, :, field] = ((words >> (field * num_bits)) & (2**num_bits - 1)) - 2 ** (num_bits - 1)
     return codes.view(rows, -1)[:, :columns].contiguous()

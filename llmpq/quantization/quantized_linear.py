@@ -1,6 +1,7 @@
 """QuantizedLinear: a linear layer whose weight stays packed, multiplied by the kernel that suits the device and the tokens."""
 
 import threading
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +9,13 @@ from torch.nn import functional
 
 from llmpq.errors import QuantizationError
 from llmpq.precision import Precision
-from llmpq.quantization import int8_kernel
+from llmpq.quantization.cuda_kernels import Int4Kernel, capability_of, int4_kernel, int8_product, takes_int8
+from llmpq.quantization.dense_linear import use_dense_kernel
+from llmpq.quantization.int8_kernel import int8_kernel
 from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
-from llmpq.quantization.packing import is_packed, layout, unpack
-from llmpq.quantization.rounding import quantize_activation_per_token
+from llmpq.quantization.packing import is_packed, layout, unpack_codes
+from llmpq.quantization.panel_product import panel_product, scratch_rows
+from llmpq.quantization.rounding import QuantizedWeight, quantize_activation_per_token
 
 
 class QuantizedLinear(nn.Module):
@@ -20,7 +24,8 @@ class QuantizedLinear(nn.Module):
     Buffers have the names, types and shapes of the tensors on disk: weight_packed, weight_scale, weight_shape (weight-only)
     or weight, weight_scale (w8a8), and bias. They are empty until a state dict is loaded.
     In fp32 the weight is dequantized per call: the reference. In 16 bits on CPU: weight-only by the packed kernels for few
-    tokens, unpacked into a buffer that all linears share for many; w8a8 by oneDNN once `prepare` was called.
+    tokens, unpacked into a buffer that all linears share for many; w8a8 by an int8 product once `prepare` was called. On CUDA:
+    w4a16 and w8a8 by torch's products where the card and the sizes allow it, everything else dequantized per call.
     """
 
     def __init__(
@@ -36,23 +41,37 @@ class QuantizedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.precision = precision
-        self._suffixes = tuple(layout(precision, out_features, in_features, dtype))
         self._prepacked: Tensor | None = None
+        self._int4: Int4Kernel | None = None
         for name, (stored, shape) in layout(precision, out_features, in_features, dtype).items():
             self.register_buffer(name, torch.empty(shape, dtype=stored, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
 
     def prepare(self) -> None:
-        """Bring loaded w8a8 codes into the layout of this CPU's int8 product, in place of the buffer: as many bytes."""
-        if is_packed(self.precision) or not int8_kernel.is_available() or self.get_buffer("weight").device.type != "cpu":
+        """Bring loaded codes into the layout of the device's product, in place of the buffer: as many bytes but for padding.
+
+        w8a8 on CPU, w4a16 on a card that has int4's.
+        """
+        scale = self.get_buffer("weight_scale")
+        if scale.device.type == "cuda":
+            shape = (self.out_features, self.in_features)
+            self._int4 = int4_kernel(self.precision, *shape, scale.dtype, capability_of(scale.device))
+            if self._int4 is not None:
+                self._prepacked = self._int4.prepack(self.get_buffer("weight_packed"))
+                self.weight_packed = torch.empty(0, dtype=torch.int32, device=scale.device)
             return
-        self._prepacked = int8_kernel.prepack(self.get_buffer("weight"))
+        kernel = None if is_packed(self.precision) else int8_kernel()
+        if kernel is None or scale.device.type != "cpu":
+            return
+        self._prepacked = kernel.prepack(self.get_buffer("weight"))
         self.weight = torch.empty(0, dtype=torch.int8)
 
     @property
     def prepacked_bytes(self) -> int:
-        """Bytes of the codes in the layout of this CPU's product, which are in no buffer; 0 where they were not prepared."""
-        return 0 if self._prepacked is None else self.in_features * self.out_features
+        """Bytes of the codes in the layout of the device's product, which are in no buffer; 0 where they were not prepared."""
+        if self._prepacked is None:
+            return 0
+        return self.in_features * self.out_features if self._prepacked.is_mkldnn else self._prepacked.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
@@ -63,11 +82,28 @@ class QuantizedLinear(nn.Module):
         if len(x) == 0:
             return x.new_empty(0, self.out_features)
         if self._prepacked is not None:
-            if x.dtype == torch.float32:
-                raise QuantizationError("this linear was prepared for its int8 kernel; load the model again to compute in fp32")
-            return int8_kernel.int8_product(x, self._prepacked, self.get_buffer("weight_scale"), self._buffers["bias"])
+            return self._by_prepacked(x, self._prepacked)
+        if self._is_for_int_mm(x):
+            return int8_product(x, self.get_buffer("weight"), self.get_buffer("weight_scale"), self._buffers["bias"])
         kernels = self._kernels(x)
         return self._by_definition(x) if kernels is None else self._by_kernels(x, kernels)
+
+    def _by_prepacked(self, x: Tensor, prepacked: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            raise QuantizationError("this linear was prepared for its integer kernel; load the model again to compute in fp32")
+        scale, bias, int4, int8 = self.get_buffer("weight_scale"), self._buffers["bias"], self._int4, int8_kernel()
+        if int4 is None:
+            assert int8 is not None, "prepared by a kernel that is not there"
+            return int8.product(x, prepacked, scale, bias)
+        if len(x) <= int4.few_tokens:
+            return int4.product(x, prepacked, scale, bias)
+        return functional.linear(x, int4.dequantized(prepacked, scale, x.dtype), bias)
+
+    def _is_for_int_mm(self, x: Tensor) -> bool:
+        """Whether torch's int8 product takes it on this card."""
+        if x.device.type != "cuda" or x.dtype == torch.float32:
+            return False
+        return takes_int8(self.precision, self.out_features, self.in_features, capability_of(x.device))
 
     def _kernels(self, x: Tensor) -> PackedKernels | None:
         if x.device.type != "cpu" or x.dtype == torch.float32 or not is_packed(self.precision):
@@ -84,13 +120,21 @@ class QuantizedLinear(nn.Module):
             return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
         if x.dtype != torch.bfloat16:
             return self._by_definition(x)
+        panels = panel_product(kernels, bits, self.in_features // scale.shape[1], x.dtype)
+        if panels is not None:
+            scratch = _scratch.weight(scratch_rows(self.out_features), self.in_features)
+            return panels.product(x, packed, scale, bits, self._buffers["bias"], scratch)
         weight = kernels.unpack(packed, scale, bits, _scratch.weight(self.out_features, self.in_features))
         return functional.linear(x, weight, self._buffers["bias"])
 
     def _by_definition(self, x: Tensor) -> Tensor:
         if self.precision.activation_bits < 16:
             x = quantize_activation_per_token(x)
-        weight = unpack({name: self.get_buffer(name) for name in self._suffixes}, self.precision).dequantize(x.dtype)
+        if is_packed(self.precision):
+            codes = unpack_codes(self.get_buffer("weight_packed"), self.precision.num_bits, self.in_features)
+        else:
+            codes = self.get_buffer("weight")
+        weight = QuantizedWeight(self.precision, codes, self.get_buffer("weight_scale")).dequantize(x.dtype)
         return functional.linear(x, weight, self._buffers["bias"])
 
     def extra_repr(self) -> str:
@@ -98,10 +142,13 @@ class QuantizedLinear(nn.Module):
 
 
 def prepare_linears(module: nn.Module) -> None:
-    """`prepare` every quantized linear of a stage whose weights are loaded."""
+    """Give the linears of a stage whose weights are loaded their kernels. A weight that modules share stays as it is."""
+    owners = Counter(weight.data_ptr() for _, weight in module.named_parameters(remove_duplicate=False))
     for found in module.modules():
         if isinstance(found, QuantizedLinear):
             found.prepare()
+        elif type(found) is nn.Linear:
+            use_dense_kernel(found, is_shared=owners[found.weight.data_ptr()] > 1)
 
 
 def forget_scratch() -> None:

@@ -78,10 +78,15 @@ def quantize_activation_per_token(x: Tensor) -> Tensor:
     scale = absmax / 127 in fp32: what vLLM's int8 kernels do. compressed-tensors in transformers divides by 127.5 in the
     model's dtype instead, so the two differ by rounding noise.
     """
+    codes, scale = activation_codes(x)
+    return (codes * scale).to(x.dtype)
+
+
+def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes of `quantize_activation_per_token`, float32 like x, and the scale of every token, [..., 1]."""
     wide = x.to(torch.float32)
     scale = (wide.abs().amax(dim=-1, keepdim=True) / ACTIVATION_STEPS).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded: Tensor = (wide / scale).round().clamp(-128, 127) * scale
-    return rounded.to(x.dtype)
+    return (wide / scale).round_().clamp_(-128, 127), scale
 
 
 def round_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

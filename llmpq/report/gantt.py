@@ -1,5 +1,7 @@
 """Gantt charts: stages as rows, micro-batches as bars over seconds, with a table of the same figures."""
 
+from collections.abc import Sequence
+
 from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.report.markup import Markup, scrolling, section, table, tag
@@ -43,16 +45,18 @@ def _decode(plan: Plan, seconds: StageSeconds) -> Markup:
 
 def _figure(title: str, plan: Plan, spans: tuple[Span, ...]) -> Markup:
     label = f"{title}, {format_seconds(max(span.end_s for span in spans))} in all"
-    return tag("figure", tag("figcaption", title), scrolling(title, _chart(label, plan, spans)))
+    names = [stage.device for stage in plan.stages]
+    return tag("figure", tag("figcaption", title), scrolling(title, chart(label, names, spans)))
 
 
-def _chart(label: str, plan: Plan, spans: tuple[Span, ...]) -> Markup:
-    end = max(span.end_s for span in spans)
+def chart(label: str, names: Sequence[str], spans: Sequence[Span], end_s: float | None = None) -> Markup:
+    """An SVG of stages by their names, up to `end_s`, the end of the last span by default; `label` says what it shows."""
+    end = max(span.end_s for span in spans) if end_s is None else end_s
     scale = (WIDTH - LEFT - 10) / end
-    height = ROW * len(plan.stages) + AXIS
-    names = [tag("text", stage.device, x=0, y=ROW * row + 22) for row, stage in enumerate(plan.stages)]
+    height = ROW * len(names) + AXIS
+    rows = [tag("text", name, x=0, y=ROW * row + 22) for row, name in enumerate(names)]
     bars = [bar for span in spans for bar in _bars(span, scale)]
-    parts = (*_axis(end, scale, height), *names, *bars)
+    parts = (*_axis(end, scale, height), *rows, *bars)
     return tag("svg", *parts, class_="gantt", viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label)
 
 
