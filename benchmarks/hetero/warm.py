@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 
@@ -19,10 +19,11 @@ from llmpq.plan import Plan
 from llmpq.runtime.launcher import free_port
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from llmpq.backends.distributed import DistributedBackend
     from llmpq.profiling.probe import Subject
+    from llmpq.runtime.worker import OnAction
 
 PATIENCE_S = 120.0  # for an answer of a process
 QUIET = 0.12  # cores that others may keep busy during a run
@@ -46,18 +47,31 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A plan and which of its stages the process is."""
+    """A plan and which of its stages the process is. link_bytes_per_s: at which its results leave; None: as fast as they can."""
 
     plan: Plan
     stage: int
     port: int
+    link_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An action of a stage (`P0`, `D3`), seconds from the start of the last run of its plan."""
+
+    stage: int
+    action: str
+    start_s: float
+    end_s: float
 
 
 class WarmDevices:
     """Processes by the names of the cluster's devices; `measure` runs a plan on those that it uses."""
 
-    def __init__(self, model: Path, shares: dict[str, float], made: dict[str, Group]) -> None:
-        self._shares, self._groups, self._home = shares, made, home()
+    def __init__(
+        self, model: Path, shares: dict[str, float], made: dict[str, Group], link_bytes_per_s: float | None = None
+    ) -> None:
+        self._shares, self.groups, self._home, self._link = shares, made, home(), link_bytes_per_s
         self._ends: dict[str, Connection] = {}
         self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
         context = multiprocessing.get_context("spawn")
@@ -69,19 +83,27 @@ class WarmDevices:
 
     def measure(self, plan: Plan, rounds: int) -> list[Outcome]:
         """The plan's batch, `rounds` times, held back by the groups; building and the first pass are not."""
+        return self.record(plan, rounds)[0]
+
+    def record(self, plan: Plan, rounds: int) -> tuple[list[Outcome], tuple[Recorded, ...]]:
+        """The same, and what every stage did in the last of them."""
         names, port = [stage.device for stage in plan.stages], free_port()
         for stage, name in enumerate(names):
-            self._ends[name].send(Task(plan, stage, port))
+            self._ends[name].send(Task(plan, stage, port, self._link))
         self._answer(names[0])  # warm
         for name in names:
-            self._groups[name].add(self._pid(name))
+            self.groups[name].add(self._pid(name))
         found = [self._quiet_round(names) for _ in range(rounds)]
         for name in names:
             self._home.add(self._pid(name))
         self._ends[names[0]].send("leave")
-        for name in names:
-            self._answer(name)  # gone
-        return found
+        began: dict[int, float] = {}
+        actions: list[tuple[int, str, float, float]] = []
+        for stage, name in enumerate(names):
+            began[stage], noted = self._answer(name)  # gone
+            actions += noted
+        recorded = (Recorded(j, name, start - began[0], end - began[0]) for j, name, start, end in actions if start >= began[0])
+        return found, tuple(recorded)
 
     def close(self) -> None:
         for name, process in self._processes.items():
@@ -104,10 +126,10 @@ class WarmDevices:
         others = max(0.0, _busy_s() - busy_before - sum(used.values())) / seconds
         return Outcome(seconds, prefill_s, {name: used[name] / (seconds * self._shares[name]) for name in names}, others)
 
-    def _answer(self, name: str) -> tuple[float, float]:
+    def _answer(self, name: str) -> tuple[float, Any]:
         if not self._ends[name].poll(PATIENCE_S):
             raise TimeoutError(f"{name} did not answer within {PATIENCE_S:.0f} s")
-        answer: tuple[float, float] = self._ends[name].recv()
+        answer: tuple[float, Any] = self._ends[name].recv()
         return answer
 
     def _pid(self, name: str) -> int:
@@ -117,10 +139,10 @@ class WarmDevices:
 
 
 @contextmanager
-def warm_devices(model: Path, shares: dict[str, float]) -> Iterator[WarmDevices]:
+def warm_devices(model: Path, shares: dict[str, float], link_bytes_per_s: float | None = None) -> Iterator[WarmDevices]:
     """Devices by their names in the cluster, each with that share of a core; no process is left."""
     with groups({name.replace(":", ""): Limits(share) for name, share in shares.items()}) as made:
-        devices = WarmDevices(model, shares, {name: made[name.replace(":", "")] for name in shares})
+        devices = WarmDevices(model, shares, {name: made[name.replace(":", "")] for name in shares}, link_bytes_per_s)
         try:
             yield devices
         finally:
@@ -190,32 +212,58 @@ def _serve(parent: Connection, model: str) -> None:
     modules = Modules(subject)
     while (task := parent.recv()) is not None:
         plan = task.plan
+        noted: list[tuple[int, str, float, float]] = []
+        began = 0.0
+        slow_sends(task.link_bytes_per_s)
         os.environ |= {"RANK": str(task.stage), "WORLD_SIZE": str(len(plan.stages)), "MASTER_PORT": str(task.port)}
-        with DistributedBackend(plan, subject.graph, _loader(modules, plan)) as backend:
+        with DistributedBackend(plan, subject.graph, _loader(modules, plan), on_action=_note(noted)) as backend:
             if backend.rank:
                 backend.follow()
             else:
-                _lead(backend, plan, parent, subject.graph.vocab_size)
-        parent.send((0.0, 0.0))
+                began = _lead(backend, plan, parent, subject.graph.vocab_size)
+        parent.send((began, noted))
+
+
+def _note(noted: list[tuple[int, str, float, float]]) -> "OnAction":
+    return lambda stage, action, start, end: noted.append((stage, str(action), start, end))
+
+
+def slow_sends(bytes_per_s: float | None) -> None:
+    """What this process sends leaves no faster: its thread that sends is held while a tensor would travel."""
+    import torch.distributed as dist
+
+    send = getattr(dist.send, "unslowed", dist.send)
+    dist.send = send
+    if bytes_per_s is None:
+        return
+
+    def slowly(tensor: "Tensor", *args: Any, **kwargs: Any) -> None:
+        time.sleep(tensor.nbytes / bytes_per_s)
+        send(tensor, *args, **kwargs)
+
+    slowly.unslowed = send  # type: ignore[attr-defined]
+    dist.send = slowly
 
 
 def _loader(modules: "Modules", plan: Plan) -> "Callable[[int], nn.Module]":
     return lambda stage: modules.stage(plan, stage)
 
 
-def _lead(backend: "DistributedBackend", plan: Plan, parent: Connection, vocabulary: int) -> None:
-    """Warm up, say so, and time the batch whenever it is asked for."""
+def _lead(backend: "DistributedBackend", plan: Plan, parent: Connection, vocabulary: int) -> float:
+    """Warm up, say so, and time the batch whenever it is asked for; when the last run began, by the clock."""
     from llmpq.generation import SamplingParams
 
     batch = plan.batch
     prompts = [[(7919 * row + 104729 * i + 1) % vocabulary for i in range(batch.prompt_len)] for row in range(batch.batch_size)]
     backend.generate(prompts, SamplingParams(min(2, batch.gen_len)))
     parent.send((0.0, 0.0))
+    start = 0.0
     while parent.recv() == "go":
         first = FirstTokens()
         start = time.perf_counter()
         backend.generate(prompts, SamplingParams(batch.gen_len), first)
         parent.send((time.perf_counter() - start, max(first.seconds.values()) - start))
+    return start
 
 
 class FirstTokens:
