@@ -229,7 +229,8 @@ def main(model: str, rounds: int, precisions: str, seconds: float, memory: bool,
         result["summary"] = summed_up([row for rows in result["cells"].values() for row in rows])
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(cell.name, flush=True)
-    show(result)
+    if result["cells"]:
+        show(result)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmpq.errors import PassError
+from llmpq.fx.ops import wanted_positions
 from llmpq.passes.annotate_graph import AnnotateGraph
 from llmpq.passes.trim_logits import TrimLogits
 from llmpq.printing import format_graph_module
@@ -47,3 +48,12 @@ def test_a_graph_without_the_head_is_refused() -> None:
     program = program_of(tiny_model("llama"), (("16",) * 4,))
     with pytest.raises(PassError, match="calls no head 'score'"):
         TrimLogits().apply(replace(program, graph=replace(program.graph, head="score")))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_last_positions_have_strides_of_their_own(rows: int) -> None:
+    """A linear of the strides of the whole prompt would be tens of times slower on CPU, also of one sequence."""
+    hidden = torch.randn(rows, 7, 8)
+    found = wanted_positions(hidden, KvCache({}, 1, 1, torch.float32))
+    assert found.stride() == (8, 8, 1)
+    assert torch.equal(found, hidden[:, -1:])

@@ -76,9 +76,10 @@ def shared_states() -> dict[str, Any]:
 def wanted_positions(hidden: Tensor, past_key_values: WantsPositions) -> Tensor:
     """`hidden` [batch, tokens, ...] at the positions whose logits somebody reads: the last one, or all when scoring.
 
-    Contiguous: a linear of a strided tensor of three dimensions goes a way on CPU that is a hundred times slower.
+    A copy with strides of its own: a linear of a strided tensor of three dimensions goes a way on CPU that is a hundred times
+    slower, and of a single sequence the last position counts as contiguous whatever its strides are.
     """
-    return hidden if past_key_values.wants_every_position else hidden[:, -1:].contiguous()
+    return hidden if past_key_values.wants_every_position else hidden[:, -1:].clone(memory_format=torch.contiguous_format)
 
 
 def _same_chunk(padding: Tensor | None, queries: Tensor, keys: Tensor, chunk: int) -> Tensor:
