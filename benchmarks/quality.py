@@ -1,6 +1,6 @@
 """Quality: real increase of the loss against weight bytes, targets asked and got, and how far indicators agree.
 
-python benchmarks/quality.py allocations|targets|agreement [--model demo]
+python benchmarks/quality.py allocations|targets|agreement|eight-bits [--model demo]
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import click
 from machine import machine
 from quality_allocations import Allocation, allocations, title
+from quality_eight_bits import eight_bits
 from quality_plot import Point, plot
 from rich.console import Console
 from rich.table import Table
@@ -108,6 +109,12 @@ def show(part: str, value: Any) -> None:
             head = (row["quantizer"], f"{row['max_ppl_increase']:.1%} = {check['asked']:.4f}", f"{last['predicted']:.4f}")
             table.add_row(*head, *got, str(len(check["rounds"])), str(check["held"]), f"{row['seconds']:.0f}")
         console.print(table)
+    elif part == "eight-bits":
+        table = Table("all layers", "bytes", "predicted", "got", "±")
+        for row in value:
+            figures = (f"{row['predicted']['mean']:.5f}", f"{row['got']['mean']:+.5f}", f"{row['got']['error']:.5f}")
+            table.add_row(row["what"], f"{row['bytes_share']:.1%}", *figures)
+        console.print(table)
     else:
         console.print(json.dumps(value, indent=1))
 
@@ -127,7 +134,7 @@ def results_of(model: str) -> Path:
 
 
 @click.command()
-@click.argument("parts", nargs=-1, required=True, type=click.Choice(["allocations", "targets", "agreement"]))
+@click.argument("parts", nargs=-1, required=True, type=click.Choice(["allocations", "targets", "agreement", "eight-bits"]))
 @click.option("--model", default="demo", show_default=True)
 @click.option("--tokens", default=TOKENS, show_default=True, help="Of the report text, for allocations.")
 @click.option("--quantizer", "quantizers", multiple=True, default=QUANTIZERS, show_default=True, help="For targets.")
@@ -143,6 +150,8 @@ def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str,
         if part == "targets":
             earlier = report.get("targets", {}).get("result", [])
             value: Any = merged(earlier, targets(model, quantizers, asked))
+        elif part == "eight-bits":
+            value = to_json(eight_bits(measurements(model), tokens))
         else:
             measured = measurements(model)
             precisions = [PRECISIONS[option] for option in ("16", "w8a16", "w4a16", "w3a16")]

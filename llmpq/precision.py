@@ -70,7 +70,7 @@ PRECISIONS: dict[str, Precision] = {
     "w3a16": Precision("w3a16", 3, 16, "int", GROUP_SIZE),
     "fp8": Precision("fp8", 8, 8, "fp8", None),
 }
-QUANTIZABLE = ("16", "w8a8", "w8a16", "w4a16", "w3a16")  # what this version's quantizer and runtime carry out
+QUANTIZABLE = tuple(PRECISIONS)  # what this version's quantizer and runtime carry out
 
 
 def parse_precision(name: str) -> Precision:
@@ -87,9 +87,6 @@ def parse_precisions(names: str | tuple[str, ...]) -> tuple[Precision, ...]:
     chosen = tuple(dict.fromkeys(parse_precision(part) for part in parts))
     if not chosen:
         raise InputError("no precision was given; give at least one, for instance 16,w8a8,w4a16")
-    for precision in chosen:
-        if precision.name not in QUANTIZABLE:
-            raise InputError(f"precision {precision.name!r} cannot be quantized yet; choose from {', '.join(QUANTIZABLE)}")
     return chosen
 
 

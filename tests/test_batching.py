@@ -126,5 +126,5 @@ def test_plans_that_the_runtime_cannot_run_are_explained() -> None:
     assert "3 sequences does not divide a decode micro-batch of 4" in unsupported(toy_plan((4,), 3, 4))[0]
     assert "holds no sequence" in unsupported(toy_plan((4,), 0, 4))[0]
     (stage,) = toy_plan((4,)).stages
-    fp8 = replace(plan, pipelines=(replace(plan.pipeline, stages=(replace(stage, options=("fp8",) * 4),)),))
-    assert unsupported(fp8) == ["option fp8 is not one of 16, w8a8, w8a16, w4a16, w3a16"]
+    later = replace(plan, pipelines=(replace(plan.pipeline, stages=(replace(stage, options=("nvfp4",) * 4),)),))
+    assert unsupported(later) == ["option nvfp4 is not one of 16, w8a8, w8a16, w4a16, w3a16, fp8"]

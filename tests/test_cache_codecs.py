@@ -9,6 +9,7 @@ from torch import Tensor
 from llmpq.graph import Attention
 from llmpq.precision import CACHE_PRECISIONS, CachePrecision
 from llmpq.quantization.cache_codecs import CODECS, FP8_LARGEST, Held, as_cached
+from llmpq.quantization.cache_kernel import cache_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,6 +51,18 @@ def test_int8_scales_are_of_one_head_of_one_token() -> None:
 def test_a_vector_of_zeros_stays_one(precision: CachePrecision) -> None:
     for dtype in DTYPES:
         assert torch.equal(as_cached(torch.zeros(1, 1, 2, 4, dtype=dtype), precision), torch.zeros(1, 1, 2, 4, dtype=dtype))
+
+
+@pytest.mark.skipif(cache_kernel() is None, reason="needs a C compiler")
+def test_the_kernel_reads_any_slots_and_positions_bit_for_bit() -> None:
+    kernel = cache_kernel()
+    assert kernel is not None
+    cache = held("int8", 5, 3, 11, 7, torch.bfloat16)
+    cache.write(Held.EVERYTHING, cache.codec.encode(vectors(5, 3, 11, 7, dtype=torch.bfloat16)))
+    for slots, positions in ((slice(5), 11), (slice(1, 4), 6), (slice(2, 3), 1)):
+        codes, scale = (tensor[slots, :, :positions] for tensor in cache.tensors)
+        assert kernel.accepts(codes, scale, torch.bfloat16) and not kernel.accepts(codes, scale, torch.float16)
+        assert torch.equal(kernel.read(codes, scale), codes.to(torch.bfloat16) * scale.to(torch.bfloat16))
 
 
 def test_fp8_is_e4m3_without_a_scale_and_cut_off_where_that_ends() -> None:

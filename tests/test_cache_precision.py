@@ -164,7 +164,7 @@ def test_a_cache_that_kernels_read_as_it_is_saves_time_and_one_that_is_dequantiz
     assert read_s < saved < 2 * read_s
 
 
-@pytest.mark.parametrize(("precision", "kept"), [("16", "int8"), ("16", "fp8")])
+@pytest.mark.parametrize(("precision", "kept"), [("16", "int8"), ("16", "fp8"), ("fp8", "16")])
 def test_a_stage_holds_no_more_than_predicted_with_rounded_caches_and_fp8_weights(precision: str, kept: CachePrecision) -> None:
     """Counted tensor by tensor, as tests/test_live_bytes.py does it for the others."""
     subject = subject_of(resolve("demo", weights=False), "cpu")
@@ -180,7 +180,7 @@ def test_a_stage_holds_no_more_than_predicted_with_rounded_caches_and_fp8_weight
             stage.run(Step(Action(phase, 0), 0, rows), torch.ones(4, tokens, dtype=torch.int64))  # type: ignore[arg-type]
     measured = meter.peak_bytes - meter.held_bytes - stage.cache_bytes
     layers = tuple((kind, PRECISIONS[precision]) for kind in graph.kinds)
-    assert measured <= stage_bytes(graph, layers, (4, 150, 150), in_place=True, is_first=True) <= measured + 2**20
+    assert measured <= stage_bytes(graph, layers, (4, 150, 151), in_place=True, is_first=True) <= 2 * measured
 
 
 def test_vllm_is_told_the_dtype_of_its_cache() -> None:

@@ -48,7 +48,7 @@ def test_the_scale_is_the_best_of_those_tried_and_rows_do_not_depend_on_each_oth
     found = clipped_scale(original, precision, torch.bfloat16)
     grouped = original.view(7, -1, precision.group_size_for(64)).abs().amax(-1)
     shares = torch.linspace(1.0, clipping.LOWEST_SHARE[precision.num_bits], clipping.STEPS)
-    tried = [stored_scale(grouped * share, precision.num_bits, torch.bfloat16) for share in shares]
+    tried = [stored_scale(grouped * share, precision, torch.bfloat16) for share in shares]
     each = [errors(original, round_to(original, precision, scale).dequantize(), found.shape[1]) for scale in tried]
     best = errors(original, round_to(original, precision, found).dequantize(), found.shape[1])
     torch.testing.assert_close(best, torch.stack(each).amin(0))

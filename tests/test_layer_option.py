@@ -37,7 +37,7 @@ def test_a_mixture_that_is_named_is_an_option_at_any_granularity() -> None:
     assert [option.name for option in parse_options("w4a16/16,16,w4a16", "part")] == ["w4a16/16", "16", "w4a16", "16/w4a16"]
 
 
-@pytest.mark.parametrize("name", ["w5a16", "w4a16/", "/w4a16", "w4a16/w8a16/16", "w4a16/fp8"])
+@pytest.mark.parametrize("name", ["w5a16", "w4a16/", "/w4a16", "w4a16/w8a16/16", "w4a16/nvfp4"])
 def test_a_part_of_an_unknown_precision_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="precision"):
         parse_options(name)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpq.errors import InputError
-from llmpq.precision import PRECISIONS, QUANTIZABLE, parse_precision, parse_precisions
+from llmpq.precision import PRECISIONS, parse_precision, parse_precisions
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,3 @@ def test_names_are_read_with_their_synonyms_and_without_repeats() -> None:
 def test_an_unknown_precision_names_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'w5a16' is unknown; known are 16, w8a8"):
         parse_precision("w5a16")
-
-
-def test_a_precision_that_is_not_carried_out_yet_says_what_is() -> None:
-    with pytest.raises(InputError, match=f"choose from {', '.join(QUANTIZABLE)}"):
-        parse_precisions("16,fp8")

@@ -35,7 +35,7 @@ def test_every_cell_answers_with_a_reason_and_a_source(engine: str, device_type:
 
 @pytest.mark.parametrize("device", list(TYPES))
 def test_the_own_runtime_runs_all_that_can_be_quantized_everywhere(device: str) -> None:
-    assert names("local", device) == "16 w8a8 w8a16 w4a16 w3a16"
+    assert names("local", device) == "16 w8a8 w8a16 w4a16 w3a16 fp8"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from llmpq.errors import CheckpointError
 from llmpq.precision import PRECISIONS, Precision
 
 QUANT_METHOD = "compressed-tensors"
+_TYPES = {"int": "int", "fp8": "float"}  # of the weights, by the kind of precision
 
 
 def quantization_config(modules: Mapping[str, tuple[Precision, int]], ignore: Sequence[str]) -> dict[str, Any] | None:
@@ -63,26 +64,28 @@ def _scheme(precision: Precision, group_size: int | None, targets: Sequence[str]
         "targets": list(targets),
         "weights": {
             "num_bits": precision.num_bits,
-            "type": "int",
+            "type": _TYPES[precision.kind],
             "symmetric": precision.symmetric,
             "strategy": "channel" if group_size is None else "group",
             "group_size": group_size,
             "dynamic": False,
         },
-        "input_activations": _per_token(precision.activation_bits) if dynamic else None,
+        "input_activations": _per_token(precision) if dynamic else None,
         "output_activations": None,
-        "format": "int-quantized" if dynamic else "pack-quantized",
+        "format": f"{_TYPES[precision.kind]}-quantized" if dynamic else "pack-quantized",
     }
 
 
-def _per_token(num_bits: int) -> dict[str, Any]:
-    return {"num_bits": num_bits, "type": "int", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+def _per_token(precision: Precision) -> dict[str, Any]:
+    kind = {"num_bits": precision.activation_bits, "type": _TYPES[precision.kind], "symmetric": True}
+    return {**kind, "strategy": "token", "group_size": None, "dynamic": True}
 
 
 def _precision(scheme: Mapping[str, Any]) -> Precision:
     activations = scheme["input_activations"]
     bits = (scheme["weights"]["num_bits"], 16 if activations is None else activations["num_bits"])
+    kind = scheme["weights"]["type"]
     for precision in PRECISIONS.values():
-        if precision.kind == "int" and (precision.num_bits, precision.activation_bits) == bits:
+        if _TYPES.get(precision.kind) == kind and (precision.num_bits, precision.activation_bits) == bits:
             return precision
-    raise CheckpointError(f"config.json: weights of {bits[0]} bits with activations of {bits[1]}; compile the original")
+    raise CheckpointError(f"config.json: {kind} weights of {bits[0]} bits with activations of {bits[1]}; compile the original")

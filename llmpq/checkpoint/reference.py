@@ -64,4 +64,4 @@ def round_activations(model: nn.Module, precisions: Mapping[str, Precision]) -> 
     """Make every module of 8-bit activations round its input per token."""
     for name, precision in precisions.items():
         if precision.activation_bits == 8:
-            model.get_submodule(name).register_forward_pre_hook(round_inputs)
+            model.get_submodule(name).register_forward_pre_hook(round_inputs(precision))

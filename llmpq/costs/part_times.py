@@ -1,4 +1,4 @@
-"""Times of layers whose parts differ in precision, from those that were measured with one precision for the whole layer."""
+"""Times of layers whose parts differ in precision, or whose cache is not of 16 bits, from those that were measured otherwise."""
 
 from collections.abc import Callable
 from math import prod
@@ -22,3 +22,9 @@ def measured_s(
         return None
     off = prod(seconds / modelled(precision) for seconds, precision in zip(known, option.parts))
     return modelled(option) * off ** (1 / len(known))
+
+
+def with_cache(seconds: float, cache: float, option: LayerOption, modelled: Callable[[LayerOption], float]) -> float:
+    """Seconds that were measured with a 16-bit KV cache, with one whose attention takes `cache` more by the model: by the factor
+    between the two that the model has."""
+    return seconds if cache == 0 else seconds * (1 + cache / modelled(option))

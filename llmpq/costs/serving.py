@@ -10,7 +10,7 @@ from llmpq.costs.activations import Activations, bounded_activations
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, overhead_s
 from llmpq.costs.memory import logits_bytes
 from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
-from llmpq.costs.part_times import measured_s
+from llmpq.costs.part_times import measured_s, with_cache
 from llmpq.costs.profile import Profile
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import Step
@@ -194,7 +194,7 @@ class _MixedSteps:
         if profile is None:
             return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
-        return (modelled(option) if found is None else found) + cache
+        return modelled(option) + cache if found is None else with_cache(found, cache, option, modelled)
 
     def _cache_s(self, device: Device, kind: LayerKind, step: Step) -> float:
         """What attention takes longer, or less, with the layer's cache than with one of 16 bits."""

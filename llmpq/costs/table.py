@@ -8,7 +8,7 @@ from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_provenance, layer_latency_s
 from llmpq.costs.memory import kv_cache_bytes, logits_bytes
 from llmpq.costs.op_latency import cache_s
-from llmpq.costs.part_times import measured_s
+from llmpq.costs.part_times import measured_s, with_cache
 from llmpq.costs.profile import Profile
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import step_of
@@ -185,7 +185,7 @@ def phase_costs(
         if profile is None:
             return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
-        return (modelled(option) if found is None else found) + cache
+        return modelled(option) + cache if found is None else with_cache(found, cache, option, modelled)
 
     def ends(device: Device) -> tuple[float, float]:
         if not timed:

@@ -26,7 +26,7 @@ PER_MILLE = 1e-3  # of perplexity: a quality target is rounded up to a multiple
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: in words, how to ask for it, the request that it makes, and the precision of the KV cache where that changes."""
+    """One change: in words, how to ask for it, the request that it makes, the KV cache's precision where that changes."""
 
     kind: ChangeKind
     words: str

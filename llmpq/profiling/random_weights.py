@@ -33,6 +33,8 @@ def _values(name: str, tensor: Tensor, dtype: torch.dtype, generator: torch.Gene
     if not tensor.dtype.is_floating_point:
         info = torch.iinfo(tensor.dtype)
         return torch.randint(info.min, info.max, tensor.shape, dtype=tensor.dtype, generator=generator)
+    if tensor.dtype == torch.float8_e4m3fn:
+        return torch.empty(tensor.shape).normal_(0.0, 1.0, generator=generator).to(tensor.dtype)
     if name.endswith("weight_scale"):
         return torch.full(tensor.shape, STEP, dtype=dtype)
     if tensor.dim() < 2:

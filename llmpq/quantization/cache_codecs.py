@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmpq.precision import CachePrecision
+from llmpq.quantization.cache_kernel import cache_kernel
 
 Encoded = tuple[Tensor, ...]  # [..., elements] each, the leading dimensions those of what was encoded
 INT8_STEPS = 127  # of the largest magnitude of a head's vector: vLLM's int8_per_token_head
@@ -58,7 +59,9 @@ class Int8:
         return codes.to(torch.int8), scale
 
     def decode(self, encoded: Encoded, dtype: torch.dtype) -> Tensor:
-        codes, scale = encoded
+        (codes, scale), kernel = encoded, cache_kernel()
+        if kernel is not None and kernel.accepts(codes, scale, dtype):
+            return kernel.read(codes, scale)
         return codes.to(dtype).mul_(scale.to(dtype))
 
 

@@ -177,7 +177,7 @@ def _rows(quantized: QuantizedWeight, counts: list[int]) -> Iterator[QuantizedWe
 def _round_activations(layer: nn.Module, linears: Mapping[str, Precision]) -> None:
     for path, precision in linears.items():
         if precision.activation_bits < 16:
-            layer.get_submodule(path).register_forward_pre_hook(round_inputs)
+            layer.get_submodule(path).register_forward_pre_hook(round_inputs(precision))
 
 
 def _adder(hessian: Hessian) -> Callable[[nn.Module, tuple[Any, ...]], None]:

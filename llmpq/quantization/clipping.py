@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from llmpq.precision import Precision
+from llmpq.quantization.grids import nearest
 from llmpq.quantization.rounding import QuantizedWeight, require_quantizable, round_to, stored_scale
 
 # The smallest share of the largest magnitude that is tried, by bits: below it the error rose for normal and Laplace weights.
@@ -31,18 +32,20 @@ def clipped_scale(weight: Tensor, precision: Precision, dtype: torch.dtype) -> T
 def _scale(weight: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
     group_size = precision.group_size_for(weight.shape[1])
     grouped = weight.to(torch.float32).reshape(weight.shape[0], -1, group_size)
-    absmax, half = grouped.abs().amax(-1), 2 ** (precision.num_bits - 1)
-    best = stored_scale(absmax, precision.num_bits, dtype)
-    least = _error(grouped, best, half)
+    absmax = grouped.abs().amax(-1)
+    best = stored_scale(absmax, precision, dtype)
+    if precision.kind == "fp8":  # steps grow with the values: a smaller scale rounds none of them better
+        return best
+    least = _error(grouped, best, precision)
     for share in torch.linspace(1.0, LOWEST_SHARE[precision.num_bits], STEPS).tolist()[1:]:
-        scale = stored_scale(absmax * share, precision.num_bits, dtype)
-        error = _error(grouped, scale, half)
+        scale = stored_scale(absmax * share, precision, dtype)
+        error = _error(grouped, scale, precision)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best
 
 
-def _error(grouped: Tensor, scale: Tensor, half: int) -> Tensor:
+def _error(grouped: Tensor, scale: Tensor, precision: Precision) -> Tensor:
     """[out, groups]: the sum of squares of what rounding to `scale` changes."""
     step = scale.to(torch.float32).unsqueeze(-1)
-    return (grouped / step).round_().clamp_(-half, half - 1).mul_(step).sub_(grouped).square_().sum(-1)
+    return nearest(grouped / step, precision).mul_(step).sub_(grouped).square_().sum(-1)

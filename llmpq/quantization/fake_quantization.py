@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llmpq.graph import LayerGraph, Linear
 from llmpq.layer_option import LayerOption
 from llmpq.quantization.clipping import quantize_clipped
-from llmpq.quantization.rounding import quantize_activation_per_token
+from llmpq.quantization.rounding import round_inputs
 
 
 def quantizable_linears(graph: LayerGraph) -> Iterator[tuple[int, str, Linear]]:
@@ -27,7 +27,7 @@ def weight_of(model: nn.Module, path: str) -> Tensor:
 
 @contextmanager
 def fake_quantized(model: nn.Module, graph: LayerGraph, options: Mapping[int, LayerOption]) -> Iterator[None]:
-    """The layers named at their options inside the block: rounded weights, and rounded inputs for w8a8."""
+    """The layers named at their options inside the block: rounded weights, and rounded inputs for w8a8 and fp8."""
     kept: list[tuple[Tensor, Tensor]] = []
     handles = []
     try:
@@ -39,14 +39,10 @@ def fake_quantized(model: nn.Module, graph: LayerGraph, options: Mapping[int, La
             kept.append((weight, weight.clone()))
             weight.copy_(quantize_clipped(weight, precision).dequantize())
             if precision.activation_bits < 16:
-                handles.append(model.get_submodule(path).register_forward_pre_hook(_round_inputs))
+                handles.append(model.get_submodule(path).register_forward_pre_hook(round_inputs(precision)))
         yield
     finally:
         for weight, original in kept:
             weight.copy_(original)
         for handle in handles:
             handle.remove()
-
-
-def _round_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (quantize_activation_per_token(inputs[0]), *inputs[1:])

@@ -11,7 +11,7 @@ from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
 from llmpq.quantization.output_noise import Noise, layer_output
-from llmpq.quantization.rounding import QuantizedWeight, quantize_activation_per_token
+from llmpq.quantization.rounding import QuantizedWeight, round_activation
 from llmpq.quantization.scoring import Measurements
 
 SEED = 0
@@ -55,7 +55,7 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
 def _felt(weight: Tensor, rounded: QuantizedWeight, inputs: Tensor, gradient: Tensor) -> Tensor:
     """g . n of every token, [tokens]: n = W_q x_q - W x."""
     if rounded.precision.activation_bits < 16:
-        noise = quantize_activation_per_token(inputs) @ rounded.dequantize().T - inputs @ weight.T
+        noise = round_activation(inputs, rounded.precision) @ rounded.dequantize().T - inputs @ weight.T
     else:
         noise = inputs @ (rounded.dequantize() - weight).T
     return (gradient * noise).sum(-1)

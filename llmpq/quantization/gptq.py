@@ -5,6 +5,7 @@ from torch import Tensor
 
 from llmpq.precision import Precision
 from llmpq.quantization.clipping import clipped_scale
+from llmpq.quantization.grids import code_dtype, nearest
 from llmpq.quantization.hessian import Factor
 from llmpq.quantization.rounding import QuantizedWeight, quantize, require_quantizable, round_to
 
@@ -34,23 +35,23 @@ def passed_on(weight: Tensor, precision: Precision, factor: Factor, scale: Tenso
     Of column c, in the order of `factor`, the error e = (w_c - w'_c) / U_cc is taken from each later column d as e U_cd.
     Within a block column by column, beyond it for the whole block at once.
     """
-    half, size = 2 ** (precision.num_bits - 1), weight.shape[1] // scale.shape[1]
+    size = weight.shape[1] // scale.shape[1]
     remaining = weight.t()[factor.order].contiguous()  # [in, out]: a column of the weight is a row in memory
     steps = scale.to(torch.float32).t().contiguous()
     groups: list[int] = (factor.order // size).tolist()
-    codes = torch.empty(remaining.shape, dtype=torch.int8, device=weight.device)
+    codes = torch.empty(remaining.shape, dtype=code_dtype(precision), device=weight.device)
     for start in range(0, len(groups), BLOCK):
         stop = min(start + BLOCK, len(groups))
         errors = torch.empty_like(remaining[start:stop])
         for column in range(start, stop):
             step, passed = steps[groups[column]], factor.inverse[column, column:stop]
-            code = (remaining[column] / step).round_().clamp_(-half, half - 1)
+            code = nearest(remaining[column] / step, precision)
             codes[column] = code
             errors[column - start] = (remaining[column] - code * step) / passed[0]
             remaining[column + 1 : stop].addr_(passed[1:], errors[column - start], alpha=-1)
         remaining[stop:].addmm_(factor.inverse[start:stop, stop:].t(), errors, alpha=-1)
     ordered = torch.empty_like(codes)
-    ordered[factor.order] = codes
+    ordered.view(torch.int8)[factor.order] = codes.view(torch.int8)  # e4m3 is moved as bytes
     return QuantizedWeight(precision, ordered.t().contiguous(), scale)
 
 
@@ -58,5 +59,5 @@ def _better_rows(weight: Tensor, factor: Factor, left: QuantizedWeight, right: Q
     """Of each row the one of smaller Hessian loss."""
     losses = [factor.loss(weight - quantized.dequantize()) for quantized in (left, right)]
     chosen = (losses[1] < losses[0])[:, None]
-    codes, scale = torch.where(chosen, right.codes, left.codes), torch.where(chosen, right.scale, left.scale)
-    return QuantizedWeight(left.precision, codes, scale)
+    codes = torch.where(chosen, right.codes.view(torch.int8), left.codes.view(torch.int8)).view(left.codes.dtype)
+    return QuantizedWeight(left.precision, codes, torch.where(chosen, right.scale, left.scale))

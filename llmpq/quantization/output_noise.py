@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
+from llmpq.quantization.rounding import round_activation
 from llmpq.quantization.scoring import Measurements
 
 Energy = Callable[[Tensor], float]  # matrix M [rows, in_features] -> E|M x|^2, or an estimate of it
@@ -118,7 +119,6 @@ def noise_to_signal(weight: Tensor, inputs: Tensor, energy: Energy, precision: P
         return 0.0
     noise = energy(weight - quantize_clipped(weight, precision).dequantize())
     if precision.activation_bits < 16:
-        # a token's scale is its largest magnitude over 127; rounding is uniform within it
-        scale = inputs.abs().amax(-1) / 127
-        noise += float(scale.square().mean() / 12 * weight.square().sum())
+        rounding = (round_activation(inputs, precision) - inputs).square().mean(0)
+        noise += float((weight.square() @ rounding).sum())
     return noise / max(energy(weight), 1e-30)

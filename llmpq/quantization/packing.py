@@ -7,6 +7,7 @@ from torch import Tensor
 
 from llmpq.errors import CheckpointError
 from llmpq.precision import Precision
+from llmpq.quantization.grids import code_dtype
 from llmpq.quantization.rounding import QuantizedWeight
 
 WORD_BITS = 32
@@ -14,7 +15,7 @@ TensorLayout = tuple[torch.dtype, tuple[int, ...]]
 
 
 def is_packed(precision: Precision) -> bool:
-    """Weight-only precisions are packed into words; w8a8 keeps its int8 codes."""
+    """Weight-only precisions are packed into words; w8a8 and fp8 keep their codes as they are."""
     return precision.activation_bits == 16
 
 
@@ -22,7 +23,7 @@ def layout(precision: Precision, out_features: int, in_features: int, scale_dtyp
     """Suffix -> (dtype, shape) of what `pack` makes of a weight of that size."""
     scale = (scale_dtype, (out_features, in_features // precision.group_size_for(in_features)))
     if not is_packed(precision):
-        return {"weight": (torch.int8, (out_features, in_features)), "weight_scale": scale}
+        return {"weight": (code_dtype(precision), (out_features, in_features)), "weight_scale": scale}
     words = -(-in_features * precision.num_bits // WORD_BITS)
     return {
         "weight_packed": (torch.int32, (out_features, words)),
@@ -32,7 +33,7 @@ def layout(precision: Precision, out_features: int, in_features: int, scale_dtyp
 
 
 def pack(quantized: QuantizedWeight) -> dict[str, Tensor]:
-    """Suffix -> tensor: `weight_packed`, `weight_scale`, `weight_shape` (weight-only) or `weight`, `weight_scale` (w8a8)."""
+    """Suffix -> tensor: `weight_packed`, `weight_scale`, `weight_shape` (weight-only) or `weight`, `weight_scale` (w8a8, fp8)."""
     codes, scale = quantized.codes, quantized.scale
     if not is_packed(quantized.precision):
         return {"weight": codes, "weight_scale": scale}

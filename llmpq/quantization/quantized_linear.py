@@ -15,7 +15,7 @@ from llmpq.quantization.int8_kernel import int8_kernel
 from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
 from llmpq.quantization.packing import is_packed, layout, unpack_codes
 from llmpq.quantization.panel_product import panel_product, scratch_rows
-from llmpq.quantization.rounding import QuantizedWeight, quantize_activation_per_token
+from llmpq.quantization.rounding import QuantizedWeight, round_activation
 
 
 class QuantizedLinear(nn.Module):
@@ -60,7 +60,7 @@ class QuantizedLinear(nn.Module):
                 self._prepacked = self._int4.prepack(self.get_buffer("weight_packed"))
                 self.weight_packed = torch.empty(0, dtype=torch.int32, device=scale.device)
             return
-        kernel = None if is_packed(self.precision) else int8_kernel()
+        kernel = None if is_packed(self.precision) or self.precision.kind == "fp8" else int8_kernel()
         if kernel is None or scale.device.type != "cpu":
             return
         self._prepacked = kernel.prepack(self.get_buffer("weight"))
@@ -128,8 +128,7 @@ class QuantizedLinear(nn.Module):
         return functional.linear(x, weight, self._buffers["bias"])
 
     def _by_definition(self, x: Tensor) -> Tensor:
-        if self.precision.activation_bits < 16:
-            x = quantize_activation_per_token(x)
+        x = round_activation(x, self.precision)
         if is_packed(self.precision):
             codes = unpack_codes(self.get_buffer("weight_packed"), self.precision.num_bits, self.in_features)
         else:

@@ -14,6 +14,7 @@ DECIDING = (
     "clipping",
     "fake_quantization",
     "fisher",
+    "grids",
     "output_noise",
     "prefix",
     "rounded_cache",

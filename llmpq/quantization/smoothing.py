@@ -28,7 +28,7 @@ def smooth(layer: nn.Module, linears: Mapping[str, Precision], call: Call, windo
     in any type. Kept is what lowers the error of the layer's output with weights and inputs rounded. linears: path ->
     precision, of one layer.
     """
-    rounded = {path: precision for path, precision in linears.items() if precision.activation_bits < 16}
+    rounded = {path: precision for path, precision in linears.items() if precision.name == "w8a8"}
     if not rounded:
         return {}
     seen = range(min(windows, WINDOWS))
@@ -89,7 +89,9 @@ def _powers(layer: nn.Module, readers: Sequence[str], largest: Tensor, strength:
 def _error(layer: nn.Module, linears: Mapping[str, Precision], call: Call, wanted: Sequence[Tensor]) -> float:
     """Sum of squares of what rounding weights and inputs of the linears changes in the layer's output."""
     kept = {path: weight_of(layer, path).clone() for path in linears}
-    handles = [layer.get_submodule(path).register_forward_pre_hook(round_inputs) for path in linears]
+    handles = [
+        layer.get_submodule(path).register_forward_pre_hook(round_inputs(precision)) for path, precision in linears.items()
+    ]
     for path, precision in linears.items():
         weight_of(layer, path).copy_(quantize(weight_of(layer, path), precision).dequantize())
     found = sum(float((_output(call(layer, window)) - right).square().sum()) for window, right in enumerate(wanted))

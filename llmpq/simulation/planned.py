@@ -8,7 +8,7 @@ from math import ceil
 
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
 from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
-from llmpq.costs.part_times import measured_s
+from llmpq.costs.part_times import measured_s, with_cache
 from llmpq.costs.profile import Profile
 from llmpq.costs.shard import shard
 from llmpq.costs.step import Step
@@ -134,7 +134,7 @@ class StageTimes:
         if profile is None:
             return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step.measured), modelled)
-        return (modelled(option) if found is None else found) + cache
+        return modelled(option) + cache if found is None else with_cache(found, cache, option, modelled)
 
     def _cache_s(self, device: Device, kind: LayerKind, step: "_Step") -> float:
         """What attention takes longer, or less, with the layer's cache than with one of 16 bits."""

@@ -29,25 +29,25 @@ ALL_PRECISIONS = tuple(f"count({name}) >= 2" for name in ("16", "w8a8", "w8a16",
 START_LIMIT_S = 600
 
 
-def compiled_in(out: Path, partition: tuple[int, ...]) -> Path:
-    """The demo model at all four precisions, so many layers on each of so many CPUs."""
+def compiled_in(out: Path, partition: tuple[int, ...], rules: tuple[str, ...] = ALL_PRECISIONS, **options: Any) -> Path:
+    """The demo model, by default at all four precisions, so many layers on each of so many CPUs."""
     starts = [sum(partition[:stage]) for stage in range(len(partition))]
     places = tuple(
         f"layers[{start}:{start + length}].device == 'CPU:{stage}'"
         for stage, (start, length) in enumerate(zip(starts, partition))
     )
     cluster = f"{len(partition)}xCPU"
-    rules = (*ALL_PRECISIONS, *places)
     llmpq.compile(
         "demo",
         cluster,
         BATCH,
         out=out,
         engine="vllm",
-        constraints=rules,
+        constraints=(*rules, *places),
         indicator="prior",
         quantizer="rtn",
         quality_check=False,
+        **options,
     )
     return out
 
@@ -67,6 +67,22 @@ def test_an_exported_pipeline_computes_the_reference_with_the_blocks_predicted(
     check = json.loads(done.out)["check"]
     print(partition, check)
     assert settings_of(export).partition == partition
+    assert check["mean_difference"] <= 0.04 and check["kv_blocks_found"] == check["kv_blocks_predicted"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "options"),
+    [((), {"precisions": "16", "kv_precision": "fp8"}), (("count(fp8) >= 6",), {"precisions": "16,fp8"})],
+    ids=["fp8 cache", "fp8 weights"],
+)
+def test_fp8_is_computed_as_the_reference_has_it(rules: tuple[str, ...], options: dict[str, Any], tmp_path: Path) -> None:
+    out = compiled_in(tmp_path / "out", (7, 5), rules, **options)
+    export = tmp_path / "export"
+    done = command_line("export", out, "--to", "vllm", "-o", export, "--check", "--python", PYTHON, "--json")
+    assert done.code == 0, done.err[-4000:]
+    check = json.loads(done.out)["check"]
+    print(options, check)
+    assert settings_of(export).kv_cache_dtype == ("fp8" if "kv_precision" in options else "auto")
     assert check["mean_difference"] <= 0.04 and check["kv_blocks_found"] == check["kv_blocks_predicted"]
 
 
