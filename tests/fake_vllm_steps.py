@@ -30,6 +30,7 @@ def answer(step: dict[str, int], layers: list[float]) -> dict[str, object]:
         "first": 1e-6 * total,
         "last": 3e-5 * sampled + (1e-7 * rows * tokens if prompts else 0.0),
         "rank": 2e-4,
+        "message": 3e-4,
         "engine": 1e-4,
         "total": 0.01,
         "busy": 1.0,

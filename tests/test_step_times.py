@@ -24,7 +24,7 @@ CPU = Cluster.load("1xCPU").devices[0]
 SIZES = tuple((rows, tokens, tokens) for rows in (1, 4) for tokens in (16, 64, 256)) + tuple(
     (rows, 1, context) for rows in (1, 4, 16) for context in (32, 128, 512)
 )
-RANK_S, ENGINE_S = 2e-4, 1e-4
+RANK_S, ENGINE_S, MESSAGE_S = 2e-4, 1e-4, 3e-4
 
 
 def timing(seconds: float) -> Timing:
@@ -51,6 +51,7 @@ def point(rows: int, tokens: int, context: int, decoding: int = 0, decode_contex
         last=timing(3e-5 * rows + (1e-7 * rows * tokens if tokens > 1 else 0.0)),
         rank=timing(RANK_S),
         engine=timing(ENGINE_S),
+        message=timing(MESSAGE_S),
     )
 
 
@@ -64,7 +65,7 @@ def profile(points: tuple[Point, ...] = POINTS, engine: str = "vllm") -> Profile
 
 
 def separate() -> tuple[Point, ...]:
-    return tuple(replace(each, attention=(), rank=None, engine=None) for each in POINTS)
+    return tuple(replace(each, attention=(), rank=None, engine=None, message=None) for each in POINTS)
 
 
 @given(st.integers(1, 16), st.integers(32, 512), st.integers(1, 3), st.integers(16, 256))
@@ -89,6 +90,7 @@ def test_half_a_prompt_a_step_is_half_of_one() -> None:
 def test_ends_are_by_tokens_before_the_layers_and_by_sampled_sequences_behind_them() -> None:
     assert SharedSteps(POINTS).ends_s(Step(4, 128, 1, 64, 64)) == pytest.approx((1e-6 * 68, 3e-5 * 5 + 1e-7 * 64))
     assert SharedSteps(POINTS).rank_s(Step(4, 128)) == pytest.approx(RANK_S)
+    assert SharedSteps(POINTS).message_s(Step(4, 128)) == pytest.approx(MESSAGE_S)
 
 
 def test_without_attention_of_its_own_a_mixed_step_is_one_pass_after_the_other() -> None:
@@ -119,7 +121,7 @@ def test_the_speed_of_a_device_does_not_slow_down_the_engine_in_front_of_it() ->
     assert last == pytest.approx(4 * fast_last) and fast_last == pytest.approx(3e-5 * 4 + RANK_S)
 
 
-def test_every_stage_but_the_last_is_charged_its_own_part_with_its_link() -> None:
+def test_every_stage_is_charged_its_messages_with_its_link_and_all_but_the_last_their_own_part() -> None:
     cluster, workload, precisions = two_cpus(), Batch(4, 64, 32), parse_precisions("16")
     given = (GRAPH, cluster, workload, precisions, "bfloat16", "vllm")
     table = SensitivityTable(("16",), ((0.0,),) * GRAPH.num_layers, "prior", "none")
@@ -131,8 +133,8 @@ def test_every_stage_but_the_last_is_charged_its_own_part_with_its_link() -> Non
         )
         for costs in (derive_costs(*given), derive_costs(*given, profile=profile()))  # type: ignore[arg-type]
     )
-    assert measured.link_decode_s[0][1] - without.link_decode_s[0][1] == pytest.approx(RANK_S / 0.5)
-    assert measured.link_decode_s[1][0] == without.link_decode_s[1][0]
+    assert measured.link_decode_s[0][1] - without.link_decode_s[0][1] == pytest.approx((RANK_S + MESSAGE_S) / 0.5)
+    assert measured.link_decode_s[1][0] - without.link_decode_s[1][0] == pytest.approx(MESSAGE_S / 0.25)
     assert measured.last_stage.decode_s[1] == pytest.approx((3e-5 * 4 + RANK_S) / 0.25)
 
 

@@ -26,7 +26,8 @@ class Point:
 
     Of an engine that batches continuously also: `decoding` sequences that see `decode_context` positions and decode beside the
     prompts; attention: what of each of `layers` is attention; rank: what every stage spends on a step before its model runs;
-    engine: scheduling and outputs, which no stage does.
+    message: what each of several stages spends on what it is told of a step and tells; engine: scheduling and outputs, which no
+    stage does.
     """
 
     precision: str
@@ -41,6 +42,7 @@ class Point:
     attention: tuple[Timing | None, ...] = ()
     rank: Timing | None = None
     engine: Timing | None = None
+    message: Timing | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int, int, int]:
@@ -66,6 +68,7 @@ class Point:
             return tuple(None if timing is None else timing.scaled(factor) for timing in timings)
 
         layers, attention = each(self.layers), each(self.attention)
-        rank, engine = each((self.rank, self.engine))
+        rank, engine, message = each((self.rank, self.engine, self.message))
         first, last = self.first.scaled(factor), self.last.scaled(factor)
-        return replace(self, layers=layers, attention=attention, first=first, last=last, rank=rank, engine=engine)
+        beside = {"rank": rank, "engine": engine, "message": message}
+        return replace(self, layers=layers, attention=attention, first=first, last=last, **beside)

@@ -73,6 +73,10 @@ class Profile:
         """Seconds that each stage but the last spends on a step beside layers and ends; 0 where they were not profiled."""
         return self._on(device) * self._times.rank_s(step) if self._has_ends(device, graph) else 0.0
 
+    def message_s(self, device: Device, graph: LayerGraph, step: Step) -> float:
+        """Seconds that each of several stages spends on what it is told of a step and tells; 0 where that was not profiled."""
+        return self._on(device) * self._times.message_s(step) if self._has_ends(device, graph) else 0.0
+
     def covers(self, device: Device, graph: LayerGraph) -> bool:
         """Whether any layer of the graph was measured on such a device."""
         digests = {kind_digest(kind) for kind in graph.kinds}

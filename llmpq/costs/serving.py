@@ -163,7 +163,8 @@ class _MixedSteps:
             hidden_bytes=tokens * sent_bytes(self.graph, self.engine),
             activations=self._activations(tokens),
             logits_bytes=logits_bytes(self.graph, rows),
-            stage_s=tuple(self._by_device(lambda device: self._stage_s(device, step))) if self.timed and self.profile else (),
+            stage_s=self._beside(lambda profile, device: profile.stage_s(device, self.graph, step)),
+            message_s=self._beside(lambda profile, device: profile.message_s(device, self.graph, step)),
         )
 
     def budget_costs(self, budget: int, like: PhaseCosts) -> PhaseCosts:
@@ -171,7 +172,7 @@ class _MixedSteps:
         none = tuple(0.0 for _ in self.devices)
         cells = tuple(tuple(tuple(None if cell is None else 0.0 for cell in row) for row in kind) for kind in like.layer_s)
         empty = replace(like, micro_batch=budget, layer_s=cells, first_s=none, last_s=none)
-        return replace(empty, hidden_bytes=0, activations=self._activations(budget), logits_bytes=0, stage_s=())
+        return replace(empty, hidden_bytes=0, activations=self._activations(budget), logits_bytes=0, stage_s=(), message_s=())
 
     def _activations(self, tokens: int) -> Activations:
         return bounded_activations(self.graph, len(self.devices), len(self.precisions), (1, tokens, 0))
@@ -230,8 +231,10 @@ class _MixedSteps:
         first = embedding_latency_s(device, self.graph, tokens, self.compute_dtype)
         return first, head_latency_s(device, self.graph, rows, self.compute_dtype)
 
-    def _stage_s(self, device: Device, step: Step) -> float:
-        return self.profile.stage_s(device, self.graph, step) if self.profile else 0.0
+    def _beside(self, cost: Callable[[Profile, Device], float]) -> tuple[float, ...]:
+        """[device]; () where nothing is measured."""
+        profile = self.profile
+        return () if profile is None or not self.timed else tuple(self._by_device(lambda device: cost(profile, device)))
 
     def _by_device(self, cost: Callable[[Device], T]) -> list[T]:
         @cache

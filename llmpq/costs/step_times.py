@@ -33,6 +33,10 @@ class SeparatePasses:
         """Seconds that every stage but the last spends beside: in the ends of the others they are nothing."""
         return 0.0
 
+    def message_s(self, step: Step) -> float:
+        """Seconds that each of several stages spends on messages: not known."""
+        return 0.0
+
     @cached_property
     def misses(self) -> list[float]:
         """|log| of how far points lie from what their neighbours say without them."""
@@ -85,6 +89,10 @@ class SharedSteps:
     def rank_s(self, step: Step) -> float:
         """Seconds that every stage spends on a step before its layers."""
         return along(self._rank, step.sampled) if self._rank else 0.0
+
+    def message_s(self, step: Step) -> float:
+        """Seconds that each of several stages spends on what it is told of a step and tells."""
+        return along(self._message, step.sampled) if self._message else 0.0
 
     def engine_s(self, step: Step) -> float:
         """Seconds of scheduling a step and of handling its outputs."""
@@ -153,6 +161,10 @@ class SharedSteps:
     @cached_property
     def _rank(self) -> Lengths:
         return line_of((point.rows, point.rank.median_s) for point in self._pure if point.rank is not None)
+
+    @cached_property
+    def _message(self) -> Lengths:
+        return line_of((point.rows, point.message.median_s) for point in self._pure if point.message is not None)
 
     @cached_property
     def _engine(self) -> Lengths:

@@ -30,6 +30,7 @@ class PhaseCosts:
     layer_s:  [kind][device][option] seconds; None where the device cannot run the option
     first_s, last_s: [device] seconds of embedding and of head with sampling
     stage_s: [device] seconds that each stage but the last takes beside, charged with its link; () where that is not known
+    message_s: [device] seconds that each of several stages spends on messages, charged with the link that leaves it; () likewise
     hidden_bytes: what crosses a link; activations: live at once in a stage, `logits_bytes` more where the head is
     """
 
@@ -41,6 +42,12 @@ class PhaseCosts:
     activations: Activations
     logits_bytes: int
     stage_s: tuple[float, ...] = ()
+    message_s: tuple[float, ...] = ()
+
+    def beside_s(self, device: int, is_last: bool) -> float:
+        """Seconds of one of several stages beside its layers and ends."""
+        of_stage = self.stage_s[device] if self.stage_s and not is_last else 0.0
+        return of_stage + (self.message_s[device] if self.message_s else 0.0)
 
     @property
     def activation_bytes(self) -> int:
@@ -209,4 +216,5 @@ def phase_costs(
         else bounded_activations(graph, len(devices), len(precisions), (rows, tokens, longest)),
         logits_bytes=logits_bytes(graph, rows),
         stage_s=tuple(profile.stage_s(device, graph, step) for device in devices) if timed and profile else (),
+        message_s=tuple(profile.message_s(device, graph, step) for device in devices) if timed and profile else (),
     )

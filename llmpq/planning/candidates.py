@@ -222,12 +222,12 @@ def _links(cluster: Cluster, order: Order, costs: PhaseCosts, rows: int) -> tupl
     links = link_table(cluster)
 
     def forward_s(i: int, j: int) -> float:
-        return links[i][j].transfer_s(costs.hidden_bytes) + (costs.stage_s[i] if costs.stage_s else 0.0)
+        return links[i][j].transfer_s(costs.hidden_bytes) + costs.beside_s(i, is_last=False)
+
+    def back_s(i: int, j: int) -> float:
+        return links[i][j].transfer_s(rows * TOKEN_BYTES) + costs.beside_s(i, is_last=True)
 
     return tuple(
-        tuple(
-            0.0 if a == b else forward_s(i, j) if a < b else links[i][j].transfer_s(rows * TOKEN_BYTES)
-            for b, j in enumerate(order)
-        )
+        tuple(0.0 if a == b else forward_s(i, j) if a < b else back_s(i, j) for b, j in enumerate(order))
         for a, i in enumerate(order)
     )

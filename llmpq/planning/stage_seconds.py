@@ -37,7 +37,7 @@ def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None)
     rows, workload = plan.pipeline.decode_micro_batch, plan.workload
     if isinstance(workload, Serving):
         step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows, profile)
-        return StageSeconds((), (), _stages(plan, graph, precisions, step), (*_forward(plan, step), _return_s(plan)))
+        return StageSeconds((), (), _stages(plan, graph, precisions, step), (*_forward(plan, step), _return_s(plan, step)))
     prefill, decode = (
         phase_costs(part, devices, precisions, shape, plan.compute_dtype, plan.engine, True, profile)
         for shape in _shapes(plan, workload)
@@ -46,7 +46,7 @@ def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None)
         _stages(plan, graph, precisions, prefill),
         (*_forward(plan, prefill), 0.0),
         _stages(plan, graph, precisions, decode),
-        (*_forward(plan, decode), _return_s(plan)),
+        (*_forward(plan, decode), _return_s(plan, decode)),
     )
 
 
@@ -75,12 +75,14 @@ def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], 
 
 def _forward(plan: Plan, costs: PhaseCosts) -> tuple[float, ...]:
     """The hidden state from each stage but the last to the next one."""
-    beside = costs.stage_s or (0.0,) * len(plan.stages)
     links = (plan.cluster.link(a.device, b.device) for a, b in pairwise(plan.stages))
-    return tuple(link.transfer_s(costs.hidden_bytes) + own for link, own in zip(links, beside))
+    return tuple(link.transfer_s(costs.hidden_bytes) + costs.beside_s(stage, is_last=False) for stage, link in enumerate(links))
 
 
-def _return_s(plan: Plan) -> float:
+def _return_s(plan: Plan, costs: PhaseCosts) -> float:
     """The tokens from the last stage to the first."""
     first, last = plan.stages[0].device, plan.stages[-1].device
-    return 0.0 if first == last else plan.cluster.link(last, first).transfer_s(plan.pipeline.decode_micro_batch * TOKEN_BYTES)
+    if first == last:
+        return 0.0
+    link_s = plan.cluster.link(last, first).transfer_s(plan.pipeline.decode_micro_batch * TOKEN_BYTES)
+    return link_s + costs.beside_s(len(plan.stages) - 1, is_last=True)

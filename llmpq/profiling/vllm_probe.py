@@ -37,6 +37,7 @@ class StepTimes:
     first_s: float
     last_s: float
     rank_s: float
+    message_s: float
     engine_s: float
     total_s: float
     busy: float
@@ -99,6 +100,7 @@ class VllmProbe:
             first_s=said["first"],
             last_s=said["last"],
             rank_s=said["rank"],
+            message_s=said["message"],
             engine_s=said["engine"],
             total_s=said["total"],
             busy=said["busy"],

@@ -176,6 +176,7 @@ def points_of(subject: VllmSubject, arrangement: Arrangement, size: Size, probe:
             first=timing([times.first_s for times in passes]),
             last=timing([times.last_s for times in passes]),
             rank=timing([times.rank_s for times in passes]),
+            message=timing([times.message_s for times in passes]),
             engine=timing([times.engine_s for times in passes]),
         )
         for name in arrangement.precisions

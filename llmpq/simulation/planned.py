@@ -87,7 +87,11 @@ class StageTimes:
             return 0.0
         last = stage == len(self._links) - 1
         nbytes = step.sampled * TOKEN_BYTES if last else step.tokens * sent_bytes(self.graph, self.engine)
-        return self._links[stage].transfer_s(nbytes)
+        return self._links[stage].transfer_s(nbytes) + self._message_s(stage, step.sampled)
+
+    def _message_s(self, stage: int, sampled: int) -> float:
+        found = self._measured
+        return 0.0 if found is None else found.message_s(self._device(self.plan.stages[stage]), self.graph, Step(sampled, 0))
 
     @cached_property
     def _links(self) -> tuple[Link, ...]:

