@@ -1,5 +1,6 @@
 """The plan on real vLLM over unlike devices beside what a patient human finds by measuring: needs `make engines`, Linux, root.
 
+OMP_NUM_THREADS=1 python benchmarks/vllm_hetero.py shares      what the shares of a core are worth, once there is a model
 OMP_NUM_THREADS=1 python benchmarks/vllm_hetero.py prepare     model, checkpoints, sensitivity, profile in vLLM, plans
 OMP_NUM_THREADS=1 python benchmarks/vllm_hetero.py run         every cluster; what is in the JSON already is not measured again
 python benchmarks/vllm_hetero.py table                         the rows, and the geometric mean over the best by hand
@@ -22,6 +23,7 @@ import click
 from hetero.bench import Bench
 from hetero.calibration import TOLERANCE, Calibration
 from hetero.session import session
+from hetero.shares import worth_of_shares
 from hetero.vllm_case import BATCH, UNIFORM, Case, Inputs
 from hetero.vllm_table import show
 from machine import machine
@@ -63,10 +65,24 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
 
 @main.command()
 @FOLDER
+@click.option("--cluster", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
+def shares(folder: Path, names: Sequence[str]) -> None:
+    """Measure what the shares of a core are worth to vLLM, for the plans; alone on the machine, before `prepare`."""
+    inputs = Inputs(folder)
+    asked = {device.speed for name in names for device in Case(name, inputs).cluster.devices}
+    (kind,) = Case(names[0], inputs).program.graph.kinds
+    found = worth_of_shares(sorted(asked, reverse=True), inputs.uniform("w8a8"), kind.kv_bytes_per_token, folder / "vllm.log")
+    (folder / "shares.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    click.echo("\n".join(f"{share:g} of a core: a CPU second is worth {worth:.2f}" for share, worth in found.items()))
+
+
+@main.command()
+@FOLDER
 @JSON_FILE
 @click.option("--cluster", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
 @click.option("--seconds", type=float, help="Begin no cluster after so long.")
-def run(folder: Path, path: Path, names: Sequence[str], seconds: float | None) -> None:
+@click.option("--others/--no-others", default=True, help="Also rows beside llmpq and the best by hand.")
+def run(folder: Path, path: Path, names: Sequence[str], seconds: float | None, others: bool) -> None:
     """Measure; alone on the machine."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # both end the run with everything that it started
@@ -77,7 +93,6 @@ def run(folder: Path, path: Path, names: Sequence[str], seconds: float | None) -
         if found["clusters"].get(name, {}).get("done") or (seconds is not None and time.monotonic() - started > seconds):
             continue
         case = Case(name, Inputs(folder))
-        _plans(case)
         state = found["clusters"].setdefault(name, {"search": {}, "rows": []})
 
         def keep(found: dict[str, Any] = found) -> None:
@@ -85,9 +100,15 @@ def run(folder: Path, path: Path, names: Sequence[str], seconds: float | None) -
 
         with session(case.cluster, folder / "vllm.log", case.has_slow_link) as made:
             before = _told(made.calibrate())
-            Bench(case, made, state, keep).measure()
+            Bench(case, made, state, keep, others).measure()
             after = _told(made.calibrate())
-        state |= {"before": before, "after": after, "discarded": _is_off(before) or _is_off(after), "done": True}
+        state |= {
+            "speeds": case.speeds,
+            "before": before,
+            "after": after,
+            "discarded": _is_off(before) or _is_off(after),
+            "done": True,
+        }
         keep()
     show(found)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from hetero.session import Measured, Session
 from hetero.vllm_case import BATCH, PREFILLED, SERVED, SERVING_BUDGETS, UNIFORM, Case, batch_job, trace_job
 
 REPEATS = 3
-ENOUGH_S = 6.0  # of the rows beside the ones that take turns: not repeated further once they took so long
+ENOUGH_S = 3.0  # of the rows beside the ones that take turns: not repeated further once they took so long
 WORTH = 0.7  # a precision whose balanced partition is slower than this share of the best found is not searched further
 BY_HAND_SERVED = 2  # of the best partitions for a batch, tried for serving
 
@@ -38,12 +37,13 @@ class Found:
 
 @dataclass
 class Bench:
-    """`state`: what the JSON keeps of the cluster; `keep` writes it."""
+    """`state`: what the JSON keeps of the cluster; `keep` writes it; others: also the rows beside llmpq and the best by hand."""
 
     case: Case
     made: Session
     state: dict[str, Any]
     keep: Callable[[], None]
+    others: bool = True
     _everything: list[dict[str, Any]] = field(default_factory=lambda: [batch_job(BATCH.batch_size)])
 
     def measure(self) -> None:
@@ -77,8 +77,9 @@ class Bench:
         return sorted(found, key=lambda each: -each.tokens_per_s)
 
     def _orders(self, best: Found) -> Iterator[Found]:
-        """Every device keeps its layers."""
-        for order in permutations(best.devices):
+        """Every device keeps its layers; of more than two devices the slowest first, and the other way round."""
+        rising = tuple(sorted(best.devices, key=lambda device: self.case.speeds[device]))
+        for order in dict.fromkeys((best.devices[::-1], rising)):
             if order != best.devices:
                 lengths = tuple(best.partition[best.devices.index(device)] for device in order)
                 yield from self._tried(replace(best, devices=order, partition=lengths))
@@ -110,13 +111,13 @@ class Bench:
     def _rows_of(self, load: str, option: str, hand: Placed | None, even: Placed | None, jobs: list[dict[str, Any]]) -> None:
         """llmpq within the loss of the precision that the best by hand has, in turns with it; the others after them."""
         budget = option if option in UNIFORM[1:] else UNIFORM[1]
-        wanted = UNIFORM[1:] if load == "batch" else ()
+        wanted = UNIFORM[1:] if load == "batch" and self.others else ()
         others = {f"llmpq at the loss of {o}": self.case.planned_placement(load, o) for o in wanted if o != budget}
         named = {"assign-hand": hand, "llmpq": self.case.planned_placement(load, budget), **others}
         self._in_turns(load, {name: placed for name, placed in named.items() if placed is not None}, jobs)
-        if even is not None:
+        if even is not None and self.others:
             self._add(load, "even split", [even], jobs)
-        for name, placed, shares in self._without_pipeline(load):
+        for name, placed, shares in self._without_pipeline(load) if self.others else ():
             self._rows_side_by_side(load, name, placed, shares)
 
     def _in_turns(self, load: str, named: dict[str, Placed], jobs: list[dict[str, Any]]) -> None:

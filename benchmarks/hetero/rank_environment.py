@@ -4,7 +4,7 @@ import os
 
 LINK = "HETERO_LINK"  # bytes per second at which a rank hands its tensors to the next one; empty: as fast as it can
 ISA = "HETERO_ISA"
-UNLIKE = "HETERO_UNLIKE"  # set: ranks of several instruction sets
+GLOO = "HETERO_GLOO"  # set: ranks hand their tensors over by gloo
 AVX2 = "CPU-AVX2"  # the device type whose ranks use no wider instructions, in torch, oneDNN and vLLM's own kernels
 WIDER = ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_vnni_supported", "_is_amx_tile_supported")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq  # type: ignore[import-not-found]
 from llmpq_vllm_plugin import Worker  # type: ignore[import-not-found]
-from rank_environment import LINK, UNLIKE
+from rank_environment import GLOO, LINK
 from vllm.distributed import get_pp_group  # type: ignore[import-not-found]
 from vllm.distributed.device_communicators import cpu_communicator, shm_broadcast  # type: ignore[import-not-found]
 
@@ -30,8 +30,8 @@ def do_not_spin() -> None:
 
 
 def send_by_gloo() -> None:
-    """vLLM's build for AVX2 has no transport through shared memory and does not ask for it; the other build would wait for its
-    answer for ever, so it is not to ask either."""
+    """Through shared memory a rank that waits for tensors spins, and what a throttled rank spins away is its own share. vLLM's
+    build for AVX2 has no such transport and does not ask for it; the other build would wait for its answer for ever."""
     cpu_communicator.CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
 
 
@@ -39,6 +39,8 @@ class RankWorker(Worker):  # type: ignore[misc]
     """The plugin's worker; what a benchmark asks of it are methods, called by `collective_rpc`."""
 
     def init_device(self) -> None:
+        if os.environ.get(GLOO):
+            send_by_gloo()
         super().init_device()
         self._parts: Counter[str] = Counter()
         if bandwidth := os.environ.get(LINK):
@@ -106,5 +108,3 @@ def slow_sends(group: Any, bandwidth_bytes_per_s: float) -> None:
 
 
 do_not_spin()
-if os.environ.get(UNLIKE):
-    send_by_gloo()

@@ -11,7 +11,7 @@ from hetero.calibration import Calibration, calibrate
 from hetero.cgroups import Group, Limits, groups
 from hetero.engine import Host, engine_host
 from hetero.placing import Placed
-from hetero.rank_environment import AVX2, LINK, UNLIKE, variables
+from hetero.rank_environment import AVX2, GLOO, LINK, variables
 
 from llmpq.hardware.cluster import Cluster
 
@@ -71,9 +71,8 @@ class Session:
     def _engine(self, placed: Placed) -> dict[str, Any]:
         types = [self.cluster.device(name).type.name for name in placed.settings.devices]
         engine = placed.engine()
-        engine["environment"] = {LINK: "" if self.link_bytes_per_s is None else str(self.link_bytes_per_s)}
+        engine["environment"] = {GLOO: "1", LINK: "" if self.link_bytes_per_s is None else str(self.link_bytes_per_s)}
         if AVX2 in types:
-            engine["environment"][UNLIKE] = "1"
             engine["rank_environments"] = [variables(name) for name in types]
         return engine
 

@@ -1,5 +1,6 @@
 """Case: a cluster with its model, its loads and everything that is known before anything is measured on it."""
 
+import json
 import random
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ PREFILLED = (1, 2, 4, 8)  # prompts of a step that a human tries for the best pa
 SERVED = 32  # requests of the trace
 PROMPT_SCALE, ANSWER_SCALE, LONGEST_PROMPT, LONGEST_ANSWER = 16, 8, 64, 24  # lengths are divided and cut: the model is small
 SECONDS = 2.5  # in which all requests arrive, faster than any configuration serves them
-SERVING_BUDGETS = (64, 128, 512)  # tokens of a step that a human tries
+SERVING_BUDGETS = (128, 64)  # tokens of a step that a human tries; 512 lost on every cluster where it was tried
 VOCABULARY = 2048
 
 
@@ -57,6 +58,13 @@ class Inputs:
         path = self.folder / "profile.json"
         return path if path.exists() else None
 
+    @property
+    def shares(self) -> dict[float, float]:
+        """What a CPU second of a share of a core is worth, where that was measured."""
+        path = self.folder / "shares.json"
+        found: dict[str, float] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return {float(share): worth for share, worth in found.items()}
+
     def uniform(self, option: str) -> Path:
         return self.folder / f"uniform-{option}"
 
@@ -71,6 +79,13 @@ class Case:
     def cluster(self) -> Cluster:
         return Cluster.load(CLUSTERS / f"{self.name}.yaml")
 
+    @cached_property
+    def as_measured(self) -> Cluster:
+        """The cluster with the speeds that its shares of a core are worth: what is planned for."""
+        worth = self.inputs.shares
+        devices = (replace(device, speed=device.speed * worth.get(device.speed, 1.0)) for device in self.cluster.devices)
+        return replace(self.cluster, devices=tuple(devices))
+
     @property
     def has_slow_link(self) -> bool:
         return self.name == "slow-link"
@@ -82,7 +97,7 @@ class Case:
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        return tuple(device.speed for device in self.cluster.devices)
+        return tuple(device.speed for device in self.as_measured.devices)
 
     def options(self) -> dict[str, Any]:
         return {
@@ -149,12 +164,14 @@ class Case:
         out, budget = self.planned(load, option), self.uniform_loss(option) * (1 + 1e-9)
         options = {**self.options(), "sensitivity_budget": budget, "queue": True, "quantizer": "rtn", "quality_check": False}
         with suppress(InfeasibleError):
-            compiled = compile(self.inputs.model, self.cluster, workload(load), out=out / "out", **options)
+            compiled = compile(self.inputs.model, self.as_measured, workload(load), out=out / "out", **options)
             compiled.export(out / "export", to="vllm", link=True)
 
     def planned_placement(self, load: str, option: str) -> Placed | None:
-        """llmpq's plan as exported; None where there is none."""
+        """llmpq's plan as exported, made where it is not there yet; None where nothing fits."""
         out = self.planned(load, option)
+        if not out.exists():
+            self.compile(load, option)
         if not (out / "export" / SETTINGS_FILE).exists():
             return None
         settings = loads(VllmSettings, (out / "export" / SETTINGS_FILE).read_text("utf-8"), SETTINGS_FILE)
@@ -168,7 +185,7 @@ class Case:
 
     def _program(self, asked: Workload) -> Program:
         if asked not in self.programs:
-            self.programs[asked] = prepare(self.inputs.model, self.cluster, asked, **self.options())
+            self.programs[asked] = prepare(self.inputs.model, self.as_measured, asked, **self.options())
         return self.programs[asked]
 
 
