@@ -37,6 +37,24 @@ def test_a_share_is_a_quota_of_a_period_of_five_milliseconds() -> None:
     assert (cgroups.Limits(0.25).quota_us, cgroups.PERIOD_US) == (1250, 5000)
 
 
+def test_the_largest_shares_get_cores_of_their_own() -> None:
+    assert cgroups.shared_out({"a": 0.225, "b": 0.9, "c": 0.45}, [2, 5]) == {"b": 2, "c": 5, "a": 5}
+
+
+@needs_cgroups
+def test_every_thread_of_a_group_stays_on_its_core() -> None:
+    code = "import threading, time\nfor _ in range(2): threading.Thread(target=time.sleep, args=(60,)).start()\nprint(flush=True)"
+    with cgroups.groups({"x": cgroups.Limits(0.3)}) as made:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        made["x"].add(process.pid)
+        threads = [int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(threads) == 3
+        assert {frozenset(os.sched_getaffinity(thread)) for thread in threads} == {frozenset({made["x"].core})}
+    process.wait()
+
+
 @needs_cgroups
 def test_shares_that_fill_the_machine_are_refused() -> None:
     many = {str(index): cgroups.Limits(1.0) for index in range(os.cpu_count() or 1)}

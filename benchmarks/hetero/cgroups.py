@@ -39,15 +39,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One control group: the folders that stand for it, one per controller in v1, a single one in v2."""
+    """One control group: the folders that stand for it, one per controller in v1, a single one in v2.
+
+    core: the only one that its processes run on; one that moves leaves a part of its quota behind. None: any.
+    """
 
     name: str
     folders: tuple[Path, ...]
+    core: int | None = None
 
     def add(self, pid: int) -> None:
         """Move a process, all its threads and its future children."""
         for folder in self.folders:
             (folder / "cgroup.procs").write_text(str(pid))
+        if self.core is not None:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), {self.core})
 
     def pids(self) -> tuple[int, ...]:
         return tuple(int(line) for line in (self.folders[0] / "cgroup.procs").read_text().split())
@@ -86,14 +94,24 @@ def groups(limits: dict[str, Limits]) -> Iterator[dict[str, Group]]:
     if total > allowed + 1e-9:
         raise CgroupError(f"shares of {total:g} cores in all; at most {allowed:g} keep this machine from deciding the result")
     remove_stale()
+    cores = shared_out({name: limit.cores for name, limit in limits.items()}, sorted(os.sched_getaffinity(0)))
     with ExitStack() as stack:
         made = {}
         for name, limit in limits.items():
-            group = Group(name, _folders(f"{PREFIX}-{os.getpid()}-{name}"))
+            group = Group(name, _folders(f"{PREFIX}-{os.getpid()}-{name}"), cores[name])
             stack.callback(_remove, group)
             _create(group, limit)
             made[name] = group
         yield made
+
+
+def shared_out(shares: dict[str, float], cores: list[int]) -> dict[str, int]:
+    """The core of each group: the largest share first, each on the core with the least on it."""
+    load, found = dict.fromkeys(cores, 0.0), {}
+    for name in sorted(shares, key=lambda name: -shares[name]):
+        found[name] = min(load, key=lambda core: load[core])
+        load[found[name]] += shares[name]
+    return found
 
 
 def remove_stale() -> tuple[str, ...]:
