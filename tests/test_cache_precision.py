@@ -180,7 +180,7 @@ def test_a_stage_holds_no_more_than_predicted_with_rounded_caches_and_fp8_weight
             stage.run(Step(Action(phase, 0), 0, rows), torch.ones(4, tokens, dtype=torch.int64))  # type: ignore[arg-type]
     measured = meter.peak_bytes - meter.held_bytes - stage.cache_bytes
     layers = tuple((kind, PRECISIONS[precision]) for kind in graph.kinds)
-    assert measured <= stage_bytes(graph, layers, (4, 150, 151), in_place=True, is_first=True) <= 2 * measured
+    assert measured <= stage_bytes(graph, layers, (4, 150, 151), in_place=True, is_first=True) <= 2.5 * measured
 
 
 def test_vllm_is_told_the_dtype_of_its_cache() -> None:
