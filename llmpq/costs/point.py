@@ -70,5 +70,5 @@ class Point:
         layers, attention = each(self.layers), each(self.attention)
         rank, engine, message = each((self.rank, self.engine, self.message))
         first, last = self.first.scaled(factor), self.last.scaled(factor)
-        beside = {"rank": rank, "engine": engine, "message": message}
-        return replace(self, layers=layers, attention=attention, first=first, last=last, **beside)
+        whole = replace(self, layers=layers, attention=attention, first=first, last=last)
+        return replace(whole, rank=rank, engine=engine, message=message)

@@ -38,7 +38,7 @@ MIXTURES = {
 
 def compiled(options: tuple[str, ...], out: Path) -> llmpq.CompiledModel:
     rules = tuple(f"layers[{layer}].precision == {option}" for layer, option in enumerate(options))
-    asked: dict[str, Any] = {"precisions": tuple(dict.fromkeys(options)), "constraints": rules, "sensitivity_budget": 1e9}
+    asked: dict[str, Any] = {"precisions": tuple(dict.fromkeys(options)), "constraints": rules, "sensitivity_budget": 100.0}
     given: dict[str, Any] = {"engine": "vllm", "indicator": "prior", "quantizer": "rtn", "quality_check": False}
     return llmpq.compile("demo", "1xCPU", llmpq.Batch(2, 16, 8), out=out, **asked, **given)
 
