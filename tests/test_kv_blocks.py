@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from llmpq.costs import kv_cache_bytes
 from llmpq.costs.kv_blocks import KvBlocks, kv_blocks, page_size
+from llmpq.costs.memory import paged_tokens
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import DeviceMemory, Plan
 from llmpq.workload import Batch
@@ -84,3 +85,8 @@ def test_no_rank_is_given_more_than_it_has(ranks: list[tuple[int, int]], needed:
     left = [nbytes for nbytes, _ in ranks]
     assert all(taken <= have for taken, have in zip(blocks.rank_bytes, left))
     assert any((blocks.count + 1) * nbytes > have for nbytes, have in zip(block_bytes, left))
+
+
+@pytest.mark.parametrize(("batch", "prompt", "gen", "blocks"), [(1, 16, 17, 3), (1, 16, 16, 2), (2, 16, 17, 3), (3, 16, 17, 4)])
+def test_one_sequence_with_its_last_token_has_room(batch: int, prompt: int, gen: int, blocks: int) -> None:
+    assert paged_tokens(Batch(batch, prompt, gen), 32) == blocks * 32

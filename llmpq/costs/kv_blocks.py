@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmpq.costs.memory import paged_tokens
 from llmpq.costs.shard import shard
 from llmpq.graph import LayerGraph
 from llmpq.hardware.cluster import Device
 from llmpq.plan import Plan
-from llmpq.workload import Batch
 
 PAGED = ("vllm",)
 BLOCK_SIZES = {"cuda": 16, "rocm": 16, "cpu": 32}  # tokens; vLLM's default on GPUs, the least that its CPU kernels like
@@ -70,7 +70,7 @@ def kv_blocks(plan: Plan, graph: LayerGraph) -> KvBlocks:
 def _needed(plan: Plan, block_size: int) -> int:
     load = plan.prediction.load
     if load is None:
-        return cached_tokens(plan.batch, block_size) // block_size
+        return paged_tokens(plan.batch, block_size) // block_size
     return -(-load.kv_blocks * load.block_size // block_size)
 
 
@@ -82,8 +82,3 @@ def block_size_of(devices: Iterable[Device]) -> int:
 def page_size(engine: str, devices: Iterable[Device]) -> int | None:
     """Tokens of a block where the engine's attention is paged, else None."""
     return block_size_of(devices) if engine in PAGED else None
-
-
-def cached_tokens(workload: Batch, block_size: int) -> int:
-    """Tokens of cache for every sequence at its longest in whole blocks, and the block that a paged engine keeps free."""
-    return (workload.batch_size * -(-workload.kv_len // block_size) + 1) * block_size

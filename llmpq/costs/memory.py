@@ -15,8 +15,16 @@ def kv_cache_bytes(kind: LayerKind, workload: Batch, block_size: int | None = No
     """
     if block_size is None:
         return kind.kv_bytes_per_token * workload.batch_size * workload.kv_len
-    blocks = workload.batch_size * -(-workload.kv_len // block_size) + 1
-    return kind.kv_bytes_per_token * blocks * block_size
+    return kind.kv_bytes_per_token * paged_tokens(workload, block_size)
+
+
+def paged_tokens(workload: Batch, block_size: int) -> int:
+    """Tokens of cache for every sequence at its longest in whole blocks, and the block that a paged engine keeps free.
+
+    A paged engine starts only with room for one sequence and its last token, whose keys and values nothing reads.
+    """
+    longest = -(-(workload.kv_len + 1) // block_size)
+    return (max(workload.batch_size * -(-workload.kv_len // block_size), longest) + 1) * block_size
 
 
 def activation_bytes(graph: LayerGraph, kind: LayerKind, rows: int, tokens: int, context: int) -> int:
