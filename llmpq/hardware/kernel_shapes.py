@@ -64,8 +64,6 @@ def cache_problem(engine: str, device_type: DeviceType, kind: LayerKind) -> Supp
 def _cache_reason(rule: dict[str, Any], attention: Attention) -> str | None:
     if rule.get("plain") and (attention.value_head_dim is not None or attention.index_dim):
         return f"a latent or indexed cache at {attention.cached_at} has a layout of its own, which is not planned"
-    if attention.head_dim % rule.get("heads", 1):
-        return f"heads of {attention.head_dim} values; a cache at {attention.cached_at} wants a multiple of {rule['heads']}"
     return None
 
 
