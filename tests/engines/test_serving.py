@@ -84,7 +84,7 @@ def test_a_cache_smaller_than_the_workload_wants_is_predicted_too(tmp_path: Path
     """A plan for the own runtime, which counts no blocks: the tightest device leaves fewer than all sequences need."""
     cluster = tmp_path / "tight.yaml"
     cluster.write_text(
-        "name: tight\ndevices:\n  - {type: CPU, memory: 5 MiB, host: a}\n  - {type: CPU, memory: 5 MiB, host: a}\n"
+        "name: tight\ndevices:\n  - {type: CPU, memory: 4800 KiB, host: a}\n  - {type: CPU, memory: 4800 KiB, host: a}\n"
     )
     out = tmp_path / "out"
     llmpq.compile(
