@@ -18,7 +18,7 @@ POLL_S = 0.5
 class ReplicaServers:
     """A context manager: inside, the router answers at `url`. `weights`: shares of the requests, one for each server.
 
-    Raises BackendError when one of the servers does not come up; the others are stopped then.
+    Raises BackendError when the address is taken, and when one of the servers does not come up; the others are stopped then.
     """
 
     servers: Sequence[VllmServer]
@@ -32,14 +32,13 @@ class ReplicaServers:
         return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
+        upstreams = tuple(Upstream(one.host, one.port, weight) for one, weight in zip(self.servers, self.weights, strict=True))
         try:
+            # first: an address that is taken is known before minutes of loading; 502 until a server is up
+            self._stack.enter_context(Router(upstreams, self.port, self.host))
             for server in self.servers:
                 self._stack.callback(server.stop)
             self._start()
-            upstreams = tuple(
-                Upstream(one.host, one.port, weight) for one, weight in zip(self.servers, self.weights, strict=True)
-            )
-            self._stack.enter_context(Router(upstreams, self.port, self.host))
         except BaseException:
             self._stack.close()
             raise

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
+from llmpq.errors import BackendError
+
 PIECE = 1 << 16  # bytes of an answer that are handed on at once, fewer when no more are there
 ANSWER_LIMIT_S = 3600.0
 OF_ONE_CONNECTION = frozenset(("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"))
@@ -41,26 +43,25 @@ class Turns:
 
 @dataclass
 class Router:
-    """A context manager: inside, it answers at `url`. A server that cannot be reached is passed over; 502 when none can."""
+    """A context manager: inside, it answers at `url`. A server that cannot be reached is passed over; 502 when none can.
+
+    Raises BackendError when the address is taken.
+    """
 
     upstreams: tuple[Upstream, ...]
     port: int
     host: str = "127.0.0.1"
-    _server: ThreadingHTTPServer | None = None
+    _server: "_Server | None" = None
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
-        turns, upstreams = Turns(tuple(one.weight for one in self.upstreams)), self.upstreams
-
-        class Handler(_Handler):
-            def order(self) -> tuple[Upstream, ...]:
-                first = turns.next()
-                return (*upstreams[first:], *upstreams[:first])
-
-        self._server = ThreadingHTTPServer((self.host, self.port), Handler)
+        try:
+            self._server = _Server((self.host, self.port), self.upstreams)
+        except OSError as error:
+            raise BackendError(f"{self.host}:{self.port} cannot be served: {error.strerror}; choose another --port") from None
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
@@ -71,17 +72,28 @@ class Router:
             self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Hands a request on to the first of `order` that takes it, and its answer back piece by piece."""
+class _Server(ThreadingHTTPServer):
+    """Knows whose turn it is."""
 
-    protocol_version = "HTTP/1.1"
+    def __init__(self, address: tuple[str, int], upstreams: tuple[Upstream, ...]) -> None:
+        self._upstreams, self._turns = upstreams, Turns(tuple(one.weight for one in upstreams))
+        super().__init__(address, _Handler)
 
     def order(self) -> tuple[Upstream, ...]:
-        raise NotImplementedError
+        """The one whose turn it is, then the others."""
+        first = self._turns.next()
+        return (*self._upstreams[first:], *self._upstreams[:first])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Hands a request on to the first of the server's `order` that takes it, and its answer back piece by piece."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        for upstream in self.order():
+        for upstream in self.server.order():
             connection = HTTPConnection(upstream.host, upstream.port, timeout=ANSWER_LIMIT_S)
             try:
                 connection.connect()

@@ -25,6 +25,7 @@ import click
 from hetero.calibration import calibrate
 from hetero.cgroups import Limits
 from hetero.gantt import beginning, busy, drawing
+from hetero.prepared import Prepared
 from hetero.warm import Outcome, Recorded, WarmDevices, busy_neighbour, warm_devices
 from machine import machine
 from rich.console import Console
@@ -57,22 +58,8 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What `prepare` made."""
-
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def sensitivity(self) -> Path:
-        return self.folder / "sensitivity.json"
-
-    @property
-    def profile(self) -> Path:
-        return self.folder / "profile.json"
+class Inputs(Prepared):
+    """What `prepare` made, and what every plan is asked for."""
 
     def options(self) -> Json:
         return {

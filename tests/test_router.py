@@ -147,6 +147,16 @@ def test_one_server_that_dies_ends_the_others(tmp_path: Path, monkeypatch: pytes
     assert None not in [server.ended for server in servers]
 
 
+def test_an_address_that_is_taken_is_told_before_any_server_starts(tmp_path: Path, ports: tuple[int, int]) -> None:
+    servers = [server_in(tmp_path / name) for name in "ab"]
+    for server in servers:
+        server.launch.write_text(f"touch {tmp_path}/started\n")
+    told = rf"127\.0\.0\.1:{ports[0]} cannot be served: Address already in use; choose another --port"
+    with pytest.raises(BackendError, match=told), ReplicaServers(servers, (2, 1), ports[0]):
+        pass
+    assert not (tmp_path / "started").exists()
+
+
 def test_the_first_server_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_server, "POLL_S", 0.02)
     servers = [server_in(tmp_path / name) for name in "ab"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from hetero.hand import Partition, partitions
 from hetero.placing import Placed, by_hand, even_partition, for_requests
+from hetero.prepared import Prepared
 
 from llmpq.compiled import load as load_compiled
 from llmpq.compiler import compile, prepare
@@ -40,23 +41,8 @@ VOCABULARY = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What `prepare` made: the model, its checkpoints at one precision, its sensitivity and a profile of it in vLLM."""
-
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def sensitivity(self) -> Path:
-        return self.folder / "sensitivity.json"
-
-    @property
-    def profile(self) -> Path | None:
-        path = self.folder / "profile.json"
-        return path if path.exists() else None
+class Inputs(Prepared):
+    """What `prepare` made: beside model, sensitivity and a profile in vLLM, the model's checkpoints at one precision."""
 
     @property
     def shares(self) -> dict[float, float]:
@@ -104,7 +90,7 @@ class Case:
             "engine": "vllm",
             "precisions": PRECISIONS,
             "sensitivity": self.inputs.sensitivity,
-            "profile": self.inputs.profile,
+            "profile": self.inputs.profile if self.inputs.profile.exists() else None,
         }
 
     def place(
