@@ -182,7 +182,8 @@ EXPLANATION = (
     "  share, embeddings of the ids for every layer, several streams); the planner keeps such layers together.",
     "- compiled and loaded: layers in turn at w8a16 and 16 bits, written to two files, loaded from these and compared with",
     "  the dequantized reference in transformers.",
-    "- matrices: of one layer of each kind. Conv1D and experts that are one 3-D parameter stay at 16 bits.",
+    "- matrices: of one layer of each kind. Experts that are one 3-D parameter count as one; they are quantized one by one where",
+    "  their module is of a known form.",
     "- engines: what loads that output (`vllm` is vLLM on CUDA), by the limits in `docs/engines.md`, not by a run. Shapes this",
     "  small alone keep engines out that load the real model.",
 )

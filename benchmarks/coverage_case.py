@@ -198,8 +198,7 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> str:
 def quantizable(graph: LayerGraph) -> str:
     """Matrices of all kinds of layers that can be kept at fewer bits, of all; and what the others are."""
     linears = [linear for kind in graph.kinds for linear in kind.linears]
-    others = {"3-D experts" if linear.experts > 1 else "Conv1D" for linear in linears if not linear.is_quantizable}
-    kept = f" ({', '.join(sorted(others))} stay at 16 bits)" if others else ""
+    kept = "" if all(linear.is_quantizable for linear in linears) else " (other experts stay at 16 bits)"
     return f"{sum(linear.is_quantizable for linear in linears)} of {len(linears)}{kept}"
 
 

@@ -30,6 +30,8 @@ class Linear:
     Linears of one `fusion_group` read the same input and are fused by engines, so they share a precision.
     `experts` > 1: a 3-D parameter [experts, out, in], of which `active_experts` work on each token.
     `transposed`: stored [in, out] (GPT-2's Conv1D). `column_ranks`: among which the columns of a larger linear are split.
+    `pieces`: names of the linears as which an expert's matrix is quantized, equal shares of its rows, one below the other (gate,
+    then up) or `interleaved`; none where nothing is known of what the module does with its experts.
     """
 
     name: str
@@ -42,18 +44,29 @@ class Linear:
     experts: int = 1
     active_experts: int = 1
     column_ranks: int = field(default=1, metadata={"rare": True})
+    pieces: tuple[str, ...] = field(default=(), metadata={"rare": True})
+    interleaved: bool = field(default=False, metadata={"rare": True})
 
     @property
     def is_quantizable(self) -> bool:
-        """False for what compressed-tensors checkpoints cannot express: Conv1D and fused 3-D experts stay 16-bit."""
-        return not self.transposed and self.experts == 1
+        """False for experts in one parameter whose module is not known: they stay at 16 bits."""
+        return self.experts == 1 or len(self.pieces) > 0
+
+    @property
+    def stored(self) -> tuple["Linear", ...]:
+        """The linears as which it is quantized, expert by expert: `experts.0.gate_proj`, ...; itself where it is one."""
+        if self.experts == 1 or not self.pieces:
+            return (self,)
+        sizes = (self.in_features, self.out_features // len(self.pieces), self.bias, self.part)
+        owners = [f"{self.name.rpartition('.')[0]}.{expert}" for expert in range(self.experts)]
+        return tuple(Linear(f"{owner}.{piece}", *sizes, f"{owner}.{self.pieces[0]}") for owner in owners for piece in self.pieces)
 
     def weight_bytes(self, precision: Precision) -> int:
         """Bytes of the weight with its scales, and of the 16-bit bias."""
         bias = self.out_features * FLOAT_BYTES * self.experts if self.bias else 0
         if not precision.is_quantized or not self.is_quantizable:
             return self.experts * self.in_features * self.out_features * FLOAT_BYTES + bias
-        return precision.weight_bytes(self.out_features, self.in_features) + bias
+        return self.experts * precision.weight_bytes(self.out_features, self.in_features) + bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,12 @@ class LayerKind:
     def part_size(self, part: Part) -> int:
         """Weights of the part that a precision changes."""
         linears = (linear for linear in self.linears if linear.is_quantizable and linear.part == part)
-        return sum(linear.in_features * linear.out_features for linear in linears)
+        return sum(linear.experts * linear.in_features * linear.out_features for linear in linears)
+
+    @property
+    def stored(self) -> tuple[Linear, ...]:
+        """The linears as which its weights are quantized."""
+        return tuple(found for linear in self.linears for found in linear.stored)
 
     @property
     def kv_bytes_per_token(self) -> int:

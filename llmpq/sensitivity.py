@@ -89,4 +89,5 @@ def _prior_nats(kind: LayerKind, option: LayerOption) -> float:
     return sum(
         PRIOR_NATS[option.of(linear.part).name] * linear.in_features * linear.out_features * linear.experts
         for linear in kind.linears
+        if linear.is_quantizable
     )

@@ -33,9 +33,10 @@ class ReplaceLinears:
 
         for stage in program.require("stages"):
             for path, linear, precision in _quantized(stage, program):
-                found = stage.get_submodule(path).get_submodule(linear.name)
-                if not isinstance(found, QuantizedLinear) or found.precision != precision:
-                    yield f"{path}.{linear.name} is a {type(found).__name__}, expected a QuantizedLinear at {precision.name}"
+                for stored in linear.stored:
+                    found = stage.get_submodule(path).get_submodule(stored.name)
+                    if not isinstance(found, QuantizedLinear) or found.precision != precision:
+                        yield f"{path}.{stored.name} is a {type(found).__name__}, expected a QuantizedLinear at {precision.name}"
 
 
 def _lowered(stage: "GraphModule", program: Program) -> "GraphModule":
@@ -65,14 +66,32 @@ def _quantized(stage: "GraphModule", program: Program) -> Iterator[tuple[str, Li
 
 
 def _replace(layer: "nn.Module", linear: Linear, precision: Precision, dtype: "torch.dtype") -> None:
+    """Of experts in one parameter the whole set, at the first of their linears that is met."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
+    from llmpq.fx.experts import RoutedExperts, experts_form, routed_experts
     from llmpq.quantization.quantized_linear import QuantizedLinear
 
-    found = layer.get_submodule(linear.name)
-    if not isinstance(found, nn.Linear):
-        raise PassError(
-            f"replace-linears: {linear.name} is a {type(found).__name__}, expected a Linear; split the traced graph again"
-        )
-    quantized = QuantizedLinear(linear.in_features, linear.out_features, linear.bias, precision, dtype)
-    layer.set_submodule(linear.name, quantized)
+    def quantized(of: Linear) -> "nn.Module":
+        return QuantizedLinear(of.in_features, of.out_features, of.bias, precision, dtype)
+
+    if linear.experts == 1:
+        found = layer.get_submodule(linear.name)
+        _require(linear, found, isinstance(found, nn.Linear | Conv1D), "a Linear or a Conv1D")
+        layer.set_submodule(linear.name, quantized(linear))
+        return
+    owner = linear.name.rpartition(".")[0]
+    experts = layer.get_submodule(owner)
+    if not isinstance(experts, RoutedExperts):
+        _require(linear, experts, experts_form(experts) is not None, "experts of a known form")
+        experts = routed_experts(experts, lambda piece, expert: nn.Identity())
+        layer.set_submodule(owner, experts)
+    for stored in linear.stored:
+        layer.set_submodule(stored.name, quantized(stored))
+
+
+def _require(linear: Linear, found: "nn.Module", is_known: bool, expected: str) -> None:
+    if not is_known:
+        kind = type(found).__name__
+        raise PassError(f"replace-linears: {linear.name} is a {kind}, expected {expected}; split the traced graph again")

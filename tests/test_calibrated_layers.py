@@ -12,10 +12,12 @@ from torch.fx import GraphModule
 
 from llmpq.errors import QuantizationError
 from llmpq.frontend.build import build_model, trace_model
+from llmpq.fx.split_linears import split_linears
 from llmpq.graph import LayerGraph, Linear
 from llmpq.precision import PRECISIONS, Precision
 from llmpq.quantization import calibrated_layers
 from llmpq.quantization.calibrated_layers import CalibratedLayers
+from llmpq.quantization.fake_quantization import quantizable_linears
 from llmpq.quantization.gptq import gptq
 from llmpq.quantization.hessian import Factor, Hessian
 from llmpq.quantization.layer_quantizer import LayerResult
@@ -41,7 +43,7 @@ def layers_of(
     precisions: dict[str, Precision] = {
         f"{graph.layer_names[layer]}.{linear.name}": PRECISIONS[option]
         for layer, option in options.items()
-        for linear in graph.kind_of(layer).linears
+        for linear in graph.kind_of(layer).stored
         if linear.is_quantizable
     }
     quantizer = Gptq(module, TOKENS, "random", window=16, device=torch.device("cpu"), **values)
@@ -90,9 +92,11 @@ def test_layers_of_sixteen_bits_are_run_and_not_quantized(tmp_path: Path) -> Non
     assert layers.quantize(3) == LayerResult()
 
 
-@pytest.mark.parametrize("family", ["opt", "qwen2", "gemma3", "phi3", "gpt_neox", "mixtral", "bloom", "falcon"])
+@pytest.mark.parametrize("family", ["opt", "qwen2", "gemma3", "phi3", "gpt_neox", "mixtral", "gpt2", "bloom", "falcon"])
 def test_biases_fused_weights_and_other_families_are_quantized_to_the_end(family: str, tmp_path: Path) -> None:
-    tensors = dict(tiny_model(family).state_dict())
+    model, graph = tiny_model(family), traced(family)[1]
+    split_linears(model, [path for _, path, _ in quantizable_linears(graph)])
+    tensors = dict(model.state_dict())
     layers = layers_of(family, {0: "w8a8", 1: "w4a16"}, tensors, tmp_path, smooth=True)
     for layer in range(2):
         result = layers.quantize(layer)
@@ -141,6 +145,19 @@ def test_experts_have_a_hessian_each_and_rarely_routed_ones_are_rounded_and_repo
         result = layers._calibrate(0, layer, dict.fromkeys(names, PRECISIONS["w4a16"]), {})
     assert result.report is not None and len(result.weights) == 3
     assert result.report.rounded == ("model.layers.0.experts.1", "model.layers.0.experts.2")
+
+
+def test_hessians_that_do_not_fit_at_once_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, passes = dict(tiny_model("llama").state_dict()), []
+    together = layers_of("llama", {0: "w4a16"}, tensors, tmp_path).quantize(0)
+    monkeypatch.setattr(calibrated_layers, "HESSIAN_BYTES", 4 * 2 * 32**2)
+    layers = layers_of("llama", {0: "w4a16"}, tensors, tmp_path)
+    call = layers._run.call
+    monkeypatch.setattr(layers._run, "call", lambda module, window: passes.append(window) or call(module, window))
+    apart = layers.quantize(0)
+    assert len(passes) == 3 * layers._run.num_windows  # qkv and o, gate and up, down alone
+    assert apart.weights.keys() == together.weights.keys() and apart.report == together.report
+    assert all(torch.equal(apart.weights[name].codes, weight.codes) for name, weight in together.weights.items())
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

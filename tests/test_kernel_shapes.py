@@ -48,5 +48,5 @@ def test_a_refused_size_is_told_with_its_linear_and_a_source() -> None:
 
 def test_linears_that_stay_at_16_bits_may_have_any_size() -> None:
     kind = llama_kind(ffn=100)
-    kind = replace(kind, linears=tuple(replace(linear, transposed=True) for linear in kind.linears))
+    kind = replace(kind, linears=tuple(replace(linear, experts=4) for linear in kind.linears))
     assert list(shape_problems("vllm", "cpu", PRECISIONS["w4a16"], kind)) == []

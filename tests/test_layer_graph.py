@@ -99,8 +99,11 @@ def test_conv1d_is_transposed_and_experts_are_three_dimensional() -> None:
     assert all(linear.transposed for linear in graph_of("gpt2").kinds[0].linears)
     experts = [linear for linear in graph_of("mixtral").kinds[0].linears if linear.experts > 1]
     assert experts == [
-        Linear("mlp.experts.gate_up_proj", 32, 96, False, "mlp", "mlp.experts.gate_up_proj", experts=4, active_experts=2),
-        Linear("mlp.experts.down_proj", 48, 32, False, "mlp", "mlp.experts.down_proj", experts=4, active_experts=2),
+        Linear(f"mlp.experts.{name}", *sizes, False, "mlp", f"mlp.experts.{name}", experts=4, active_experts=2, pieces=pieces)
+        for name, sizes, pieces in (
+            ("gate_up_proj", (32, 96), ("gate_proj", "up_proj")),
+            ("down_proj", (48, 32), ("down_proj",)),
+        )
     ]
 
 

@@ -87,10 +87,10 @@ def test_a_later_stage_keeps_what_it_was_sent_and_every_option_costs_its_own(sub
 
 TINY = {
     "llama": ("16", "w8a8", "w4a16"),
-    "gpt2": ("16",),  # an activation function of many operations
+    "gpt2": ("16", "w8a8", "w4a16"),  # an activation function of many operations
     "gemma3": ("16", "w8a8"),  # two masks
     "bloom": ("16", "w4a16"),  # scores written out
-    "mixtral": ("16", "w8a8"),  # experts
+    "mixtral": ("16", "w8a8", "w4a16"),  # experts
 }
 
 

@@ -47,6 +47,13 @@ def test_three_bits_and_fused_experts_stay_off_vllm() -> None:
     assert loadable_engines(experts, plan(("w8a8",) * 4))["transformers"] is True
 
 
-def test_linears_that_cannot_be_expressed_do_not_count() -> None:
+def test_quantized_experts_and_conv1d_are_for_llmpq_alone() -> None:
     conv1d = graph(linears=tuple(replace(linear, transposed=True) for linear in LINEARS))
-    assert loadable_engines(conv1d, plan(("w8a16",) * 4))["vllm-cpu"] is True
+    experts = replace(LINEARS[4], name="mlp.experts.gate_up_proj", experts=4, pieces=("gate_proj", "up_proj"))
+    for found, what in ((conv1d, "q_proj is a Conv1D"), (graph(linears=(experts,)), "gate_up_proj holds experts")):
+        for options, loads in ((("16", "w8a8", "16", "16"), False), (("16",) * 4, True)):
+            engines = loadable_engines(found, plan(options))
+            assert engines["llmpq"] is True
+            assert engines["transformers"] is True if loads else f"{what}" in str(engines["transformers"])
+    assert "is a Conv1D, which is loaded turned" in str(loadable_engines(conv1d, plan(("w8a8",) * 4))["vllm"])
+    assert loadable_engines(conv1d, plan(("16",) * 4))["vllm-cpu"] is True

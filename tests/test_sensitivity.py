@@ -30,7 +30,7 @@ def test_larger_layers_carry_more_of_the_prior() -> None:
 
 def test_a_layer_that_cannot_be_quantized_costs_no_quality() -> None:
     graph = llama_graph(num_layers=1)
-    kind = replace(graph.kinds[0], linears=tuple(replace(linear, transposed=True) for linear in graph.kinds[0].linears))
+    kind = replace(graph.kinds[0], linears=tuple(replace(linear, experts=4) for linear in graph.kinds[0].linears))
     assert prior(replace(graph, kinds=(kind,)), PRECISIONS).rows == ((0.0, 0.0, 0.0, 0.0),)
 
 

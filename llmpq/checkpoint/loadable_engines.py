@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from llmpq.graph import LayerGraph, Linear
+from llmpq.graph import LayerGraph, LayerKind, Linear
 from llmpq.hardware.devices import DeviceKind
 from llmpq.hardware.kernel_shapes import shape_problems
-from llmpq.layer_option import parse_option
+from llmpq.layer_option import LayerOption, parse_option
 from llmpq.plan import Plan
 from llmpq.precision import Precision
 
@@ -22,9 +22,9 @@ def loadable_engines(graph: LayerGraph, plan: Plan, own_passes: tuple[str, ...] 
     common = _vllm_reason(graph, quantized)
     reasons: dict[str, str | None] = {
         "llmpq": None,
-        "transformers": None,
-        "vllm": common or _shape_reason(graph, plan, "cuda"),
-        "vllm-cpu": common or _plugin_reason(quantized) or _shape_reason(graph, plan, "cpu"),
+        "transformers": _shape_reason(graph, plan, "transformers", "cpu"),
+        "vllm": common or _shape_reason(graph, plan, "vllm", "cuda"),
+        "vllm-cpu": common or _plugin_reason(quantized) or _shape_reason(graph, plan, "vllm", "cpu"),
         "llama.cpp": "reads GGUF, not safetensors",
     }
     if own_passes:
@@ -34,12 +34,16 @@ def loadable_engines(graph: LayerGraph, plan: Plan, own_passes: tuple[str, ...] 
 
 
 def quantized_linears(graph: LayerGraph, plan: Plan) -> Iterator[Quantized]:
-    """(full module name, linear, precision) of every linear that the plan quantizes, in layer order."""
+    """(full module name, linear, precision) of every linear that the plan quantizes, in layer order; of experts each."""
     for layer, option in enumerate(plan.options):
-        for linear in graph.kind_of(layer).linears:
-            precision = parse_option(option).of(linear.part)
-            if precision.is_quantized and linear.is_quantizable:
-                yield f"{graph.layer_names[layer]}.{linear.name}", linear, precision
+        for linear in quantized_of(graph.kind_of(layer), parse_option(option)):
+            for stored in linear.stored:
+                yield f"{graph.layer_names[layer]}.{stored.name}", stored, parse_option(option).of(linear.part)
+
+
+def quantized_of(kind: LayerKind, option: LayerOption) -> tuple[Linear, ...]:
+    """The linears of a layer that an option quantizes, experts in one parameter as one."""
+    return tuple(linear for linear in kind.linears if option.of(linear.part).is_quantized and linear.is_quantizable)
 
 
 def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | None:
@@ -49,10 +53,10 @@ def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | N
     return None if three is None else f"{three} has 3 bits; vLLM's own kernels know 4 and 8"
 
 
-def _shape_reason(graph: LayerGraph, plan: Plan, device_kind: DeviceKind) -> str | None:
-    """The first linear whose sizes vLLM's kernels on that kind of device do not take, and what they want."""
+def _shape_reason(graph: LayerGraph, plan: Plan, engine: str, device_kind: DeviceKind) -> str | None:
+    """The first linear that the engine's kernels on that kind of device do not take, and why."""
     for layer, option in enumerate(plan.options):
-        for refused in shape_problems("vllm", device_kind, parse_option(option), graph.kind_of(layer)):
+        for refused in shape_problems(engine, device_kind, parse_option(option), graph.kind_of(layer)):
             return f"{graph.layer_names[layer]}.{refused.reason}"
     return None
 

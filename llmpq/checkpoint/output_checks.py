@@ -1,6 +1,6 @@
 """Checks of an output directory beyond its bytes: names, shapes and types against plan, config and model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from llmpq.checkpoint.quantization_config import module_precisions
 from llmpq.checkpoint.reader import CONFIG_FILE, Checkpoint
 from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import CheckpointError
+from llmpq.fx.split_linears import split_linears
 from llmpq.layer_option import SEPARATOR
 from llmpq.plan import Plan
 from llmpq.precision import Precision
@@ -53,7 +54,7 @@ def _stage_problems(out: Path, plan: Plan, checkpoint: Checkpoint) -> Iterator[s
             if file.path.name != expected:
                 yield f"{file.path}: holds {name}, expected in {expected}; {REMEDY}"
         dtype = checkpoint.dtype(name)
-        if dtype.is_floating_point and str(dtype) != f"torch.{plan.compute_dtype}":
+        if dtype.is_floating_point and dtype.itemsize > 1 and str(dtype) != f"torch.{plan.compute_dtype}":
             yield f"{out / file.path.name}: {name} is {dtype}, expected {plan.compute_dtype}; {REMEDY}"
 
 
@@ -95,7 +96,7 @@ def _plan_problems(module: str, precision: Precision, plan: Plan) -> Iterator[st
 
 def _model_problems(checkpoint: Checkpoint, precisions: Mapping[str, Precision]) -> Iterator[str]:
     """The tensors are those of the model that config.json describes."""
-    needed, known = _model_shapes(checkpoint.config)
+    needed, known = _model_shapes(checkpoint.config, precisions)
     found = {name: checkpoint.shape(name) for name in checkpoint.names if not _is_part(name, precisions)}
     found |= {f"{module}.weight": _size(module, precision, checkpoint) for module, precision in precisions.items()}
     for name in sorted(found.keys() & known.keys()):
@@ -109,14 +110,16 @@ def _is_part(name: str, precisions: Mapping[str, Precision]) -> bool:
     return name.rpartition(".")[0] in precisions and not name.endswith(".bias")
 
 
-def _model_shapes(config: Mapping[str, Any]) -> tuple[frozenset[str], dict[str, tuple[int, ...]]]:
-    """Of the model of a config.json: parameters that it cannot do without, and the shapes of all, tied ones and buffers too."""
+def _model_shapes(config: Mapping[str, Any], quantized: Collection[str]) -> tuple[frozenset[str], dict[str, tuple[int, ...]]]:
+    """Of the model of a config.json, its quantized modules linears of their own: parameters that it cannot do without, and the
+    shapes of all, tied ones and buffers too."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     plain = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "quantization_config"})
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)]
     with torch.device("meta"):
         model = model_class(plain)
+    split_linears(model, quantized)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in model.named_buffers()}
     return frozenset(name for name, _ in model.named_parameters()), shapes

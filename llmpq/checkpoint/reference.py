@@ -11,6 +11,7 @@ from llmpq.checkpoint.output_checks import read_plan
 from llmpq.checkpoint.quantization_config import module_precisions
 from llmpq.checkpoint.reader import CONFIG_FILE, read_json
 from llmpq.checkpoint.shards import stage_tensors
+from llmpq.fx.split_linears import joined_state, split_linears
 from llmpq.precision import Precision
 from llmpq.quantization.packing import suffixes, unpack
 from llmpq.quantization.rounded_cache import round_cache
@@ -32,7 +33,8 @@ def dequantized_tensors(
 
 
 def dequantized_state(out: Path, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
-    """(parameter name, tensor) of the whole model, stage by stage; a tied head on another stage comes as its copy."""
+    """(parameter name, tensor) of the whole model, stage by stage; a tied head on another stage comes as its copy, linears that
+    were quantized as such (experts, Conv1D) upright and on their own."""
     precisions = module_precisions(read_json(out / CONFIG_FILE))
     for stage in range(len(read_plan(out).stages)):
         yield from dequantized_tensors(stage_tensors(out, stage), precisions, dtype)
@@ -45,10 +47,13 @@ def reference_model(out: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
 
     config = read_json(out / CONFIG_FILE)
     plain = AutoConfig.for_model(**{key: value for key, value in config.items() if key not in ("quantization_config", "dtype")})
-    state = dict(dequantized_state(out, dtype))
+    precisions = module_precisions(config)
     model_class: Any = _model_class(plain)
+    with torch.device("meta"):
+        empty = model_class(plain)
+    state = joined_state(empty, dict(dequantized_state(out, dtype)), precisions)
     model: nn.Module = model_class.from_pretrained(None, config=plain, state_dict=state, dtype=dtype)
-    round_activations(model, module_precisions(config))
+    round_activations(model, precisions)
     round_cache(model, read_plan(out).kv_precision)
     return model.eval()
 
@@ -61,7 +66,8 @@ def _model_class(config: Any) -> Any:
 
 
 def round_activations(model: nn.Module, precisions: Mapping[str, Precision]) -> None:
-    """Make every module of 8-bit activations round its input per token."""
-    for name, precision in precisions.items():
-        if precision.activation_bits == 8:
-            model.get_submodule(name).register_forward_pre_hook(round_inputs(precision))
+    """Make every module of 8-bit activations round its input per token; experts in one parameter become linears for that."""
+    rounded = {name: precision for name, precision in precisions.items() if precision.activation_bits == 8}
+    split_linears(model, rounded)
+    for name, precision in rounded.items():
+        model.get_submodule(name).register_forward_pre_hook(round_inputs(precision))

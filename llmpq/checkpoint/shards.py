@@ -21,7 +21,7 @@ from llmpq.checkpoint.quantization_report import BUILD_FILE, SECTION, Quantizati
 from llmpq.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, read_json
 from llmpq.checkpoint.replacing import resuming
 from llmpq.checkpoint.stage_layout import Placement, place_tensors, stage_file
-from llmpq.checkpoint.stage_writer import SourceTensors, source_bytes, write_stage
+from llmpq.checkpoint.stage_writer import SourceTensors, source_bytes, source_shape, write_stage
 from llmpq.checkpoint.tensor_file import TensorFile
 from llmpq.checkpoint.work_key import work_key
 from llmpq.errors import CheckpointError, InputError
@@ -144,13 +144,15 @@ def layer_quantizer(
 
 
 def _require_shapes(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan, stages: tuple[tuple[Placement, ...], ...]) -> None:
-    sources = {placement.name: placement.sources[0] for stage in stages for placement in stage}
+    placements = {placement.name: placement for stage in stages for placement in stage}
     for name, linear, _ in quantized_linears(graph, plan):
-        source = sources[f"{name}.weight"]
-        found, expected = checkpoint.shape(source), (linear.out_features, linear.in_features)
+        placement = placements[f"{name}.weight"]
+        found, expected = source_shape(checkpoint, placement), (linear.out_features, linear.in_features)
         if found != expected:
+            part = "" if placement.cut is None else f" of {name}"
             raise CheckpointError(
-                f"{checkpoint.directory}: {source} is {list(found)}, expected {list(expected)}; is config.json of another model?"
+                f"{checkpoint.directory}: {placement.sources[0]}{part} is {list(found)}, expected {list(expected)}; "
+                "is config.json of another model?"
             )
 
 
@@ -195,8 +197,13 @@ def _config(checkpoint: Checkpoint, graph: LayerGraph, plan: Plan) -> dict[str, 
     source = text_config(checkpoint.config, graph)
     config = {key: value for key, value in source.items() if key != "torch_dtype"} | {"dtype": plan.compute_dtype}
     modules = {name: (precision, linear.in_features) for name, linear, precision in quantized_linears(graph, plan)}
-    linears = (f"{name}.{linear.name}" for layer, name in enumerate(graph.layer_names) for linear in graph.kind_of(layer).linears)
-    section = quantization_config(modules, [*(name for name in linears if name not in modules), graph.head])
+    whole = [
+        f"{name}.{linear.name}"
+        for layer, name in enumerate(graph.layer_names)
+        for linear in graph.kind_of(layer).linears
+        if f"{name}.{linear.stored[0].name}" not in modules
+    ]
+    section = quantization_config(modules, [*whole, graph.head])
     return config if section is None else config | {"quantization_config": section}
 
 

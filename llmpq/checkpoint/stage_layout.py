@@ -5,10 +5,12 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from llmpq.checkpoint.loadable_engines import quantized_linears
+from llmpq.checkpoint.cut import Cut, cuts_of
+from llmpq.checkpoint.loadable_engines import quantized_linears, quantized_of
 from llmpq.checkpoint.source_names import base_prefix, fused_parameters, module_sources
 from llmpq.errors import CheckpointError, LlmpqWarning
 from llmpq.graph import LayerGraph
+from llmpq.layer_option import parse_option
 from llmpq.plan import Plan
 from llmpq.precision import Precision
 
@@ -21,7 +23,7 @@ class Placement:
     """Tensors `sources` of the checkpoint, stored as `name`; `precision` None: cast to the compute dtype.
 
     `experts` > 1: the sources, one after the other, are the rows of [experts, rows, columns]. `layer`: whose it is, None for what
-    stands before and behind the layers.
+    stands before and behind the layers. `cut`: what of the one source is stored, where that is not all of it as it is.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Placement:
     precision: Precision | None = None
     experts: int = 1
     layer: int | None = None
+    cut: Cut | None = None
 
     @property
     def module(self) -> str:
@@ -50,6 +53,7 @@ def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[
     precisions = {f"{name}.weight": precision for name, _, precision in quantized_linears(graph, plan)}
     experts = {name: count for name, count in fused_parameters(graph).items() if len(sources.get(name, ())) > 1}
     by_layer = _by_layer(sources, graph)
+    split = _split_tensors(sources, graph, plan)
     first = [_own(sources, parameter.name, graph) for parameter in graph.first]
     last = [_own(sources, parameter.name, graph) for parameter in graph.last]
     if graph.tied_head is not None and len(plan.stages) > 1:
@@ -57,15 +61,38 @@ def place_tensors(names: Iterable[str], graph: LayerGraph, plan: Plan) -> tuple[
     placed = []
     for stage in plan.stages:
         own = [
-            Placement(name, sources[name], precisions.get(name), experts.get(name, 1), layer)
+            placement
             for layer in stage.layers
             for name in by_layer[layer]
+            for placement in split.get(name)
+            or [Placement(name, sources[name], precisions.get(name), experts.get(name, 1), layer)]
         ]
         begins = first if stage is plan.stages[0] else [_own(sources, name, graph) for name in graph.everywhere]
         placed.append([*begins, *own, *(last if stage is plan.stages[-1] else ())])
     _require_all(precisions, placed, graph)
     _warn_of_others(sources, placed, graph)
     return tuple(tuple(stage) for stage in placed)
+
+
+def _split_tensors(sources: Mapping[str, tuple[str, ...]], graph: LayerGraph, plan: Plan) -> dict[str, list[Placement]]:
+    """Name in the model -> what is stored of it, of quantized weights (and biases) that are not stored as the model has them."""
+    split: dict[str, list[Placement]] = {}
+    for layer, option in enumerate(map(parse_option, plan.options)):
+        for linear in quantized_of(graph.kind_of(layer), option):
+            if linear.experts == 1 and not linear.transposed:
+                continue
+            parameter = f"{graph.layer_names[layer]}.{linear.name}"
+            names = {"weight": f"{parameter}.weight" if linear.experts == 1 else parameter}
+            if linear.bias and linear.experts > 1:
+                names["bias"] = f"{parameter}_bias"
+            for suffix, name in names.items():
+                found = sources.get(name, ())
+                precision = option.of(linear.part) if suffix == "weight" else None
+                split[name] = [
+                    Placement(f"{graph.layer_names[layer]}.{stored.name}.{suffix}", (found[at],), precision, 1, layer, cut)
+                    for stored, (at, cut) in zip(linear.stored, cuts_of(linear, len(found), suffix == "bias") if found else ())
+                ]
+    return split
 
 
 def _by_layer(sources: Mapping[str, tuple[str, ...]], graph: LayerGraph) -> list[list[str]]:
@@ -101,8 +128,9 @@ def _require_all(precisions: Mapping[str, Precision], placed: list[list[Placemen
 
 
 def _warn_of_others(sources: Mapping[str, tuple[str, ...]], placed: list[list[Placement]], graph: LayerGraph) -> None:
-    known = {placement.name for stage in placed for placement in stage} | ({f"{graph.head}.weight"} if graph.tied_head else set())
-    others = [name for name in sources if name not in known and not LEGACY_BUFFER.search(name)]
+    known = {source for stage in placed for placement in stage for source in placement.sources}
+    known |= set(sources.get(f"{graph.head}.weight", ())) if graph.tied_head else set()
+    others = [name for name, found in sources.items() if known.isdisjoint(found) and not LEGACY_BUFFER.search(name)]
     if others:
         text = f"model {graph.model}: {len(others)} tensors belong to no layer and are left out: {', '.join(others[:3])}"
         warnings.warn(text, LlmpqWarning, stacklevel=3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
+from math import prod
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ class SourceTensors(Mapping[str, Tensor]):
             parts = [_cast(read(source), source, self.dtype) for source in placement.sources]
             return torch.cat(parts).view(_merged_shape(self.checkpoint, placement))
         (source,) = placement.sources
-        return read(source) if placement.precision is not None else _cast(read(source), source, self.dtype)
+        found = read(source) if placement.cut is None else placement.cut.of(read(source))
+        return found if placement.precision is not None else _cast(found, source, self.dtype)
 
     def __contains__(self, name: object) -> bool:
         return name in self._placements
@@ -109,17 +111,27 @@ def _write_layer(
 
 
 def source_bytes(checkpoint: Checkpoint, placement: Placement) -> int:
+    if placement.cut is not None:
+        return prod(source_shape(checkpoint, placement)) * checkpoint.dtype(placement.sources[0]).itemsize
     return sum(checkpoint.info(source).nbytes for source in placement.sources)
+
+
+def source_shape(checkpoint: Checkpoint, placement: Placement) -> tuple[int, ...]:
+    """Of what is stored, before it is quantized."""
+    if placement.experts > 1:
+        return _merged_shape(checkpoint, placement)
+    whole = checkpoint.shape(placement.sources[0])
+    return whole if placement.cut is None else placement.cut.shape(whole)
 
 
 def stored_infos(checkpoint: Checkpoint, placement: Placement, dtype: torch.dtype) -> Iterator[TensorInfo]:
     """What the tensor becomes on disk, known from its shape alone."""
     source = checkpoint.info(placement.sources[0])
+    shape = source_shape(checkpoint, placement)
     if placement.precision is None:
-        shape = _merged_shape(checkpoint, placement) if placement.experts > 1 else source.shape
         yield TensorInfo(placement.name, dtype if source.dtype.is_floating_point else source.dtype, shape)
         return
-    rows, columns = source.shape
+    rows, columns = shape
     for suffix, (stored, shape) in layout(placement.precision, rows, columns, dtype).items():
         yield TensorInfo(f"{placement.module}.{suffix}", stored, shape)
 

@@ -30,7 +30,8 @@ def linear_latency_s(
         return _roofline_s(device, linear, used, tokens, compute_dtype, native)
     if native:
         return measured
-    unpacked = linear.weight_bytes(used) + linear.in_features * linear.out_features * FLOAT_BYTES
+    each = linear.weight_bytes(used) / linear.experts + linear.in_features * linear.out_features * FLOAT_BYTES
+    unpacked = _touched(linear, tokens) * each
     return measured + roofline_s(device, DTYPE[compute_dtype], 0, unpacked)
 
 
@@ -56,7 +57,7 @@ def _roofline_s(device: Device, linear: Linear, used: Precision, tokens: int, co
     nbytes += tokens * (linear.in_features + linear.out_features) * linear.active_experts * FLOAT_BYTES
     dtype = DTYPE[compute_dtype]
     if not native:
-        nbytes += 2 * linear.in_features * linear.out_features * FLOAT_BYTES
+        nbytes += 2 * linear.in_features * linear.out_features * FLOAT_BYTES * _touched(linear, tokens)
     elif used.activation_bits < 16:
         dtype = {"int": "int8", "fp8": "fp8"}[used.kind]
     flops = 2 * tokens * linear.in_features * linear.out_features * linear.active_experts

@@ -171,9 +171,8 @@ def weight_bytes(graph: LayerGraph, kind: LayerKind, shape: Shape, option: Layer
 
 def _kept(linear: Linear, precision: Precision) -> int:
     """What the kernels of CPUs keep of a weight, or of its scales."""
-    if precision.activation_bits < 16:
-        return SCALE_BYTES * linear.out_features
-    return FLOAT_BYTES * linear.in_features * linear.out_features
+    rows = linear.out_features // max(1, len(linear.pieces))
+    return SCALE_BYTES * rows if precision.activation_bits < 16 else FLOAT_BYTES * linear.in_features * rows
 
 
 def _at_work(graph: LayerGraph, linear: Linear, positions: int) -> int:
@@ -186,7 +185,7 @@ def _at_work(graph: LayerGraph, linear: Linear, positions: int) -> int:
 def _passing(linear: Linear, precision: Precision, positions: int) -> int:
     """A weight in fp32 and as it is multiplied, with its codes where they were packed; or before that activations as they are
     rounded, three times in fp32."""
-    weight = linear.in_features * linear.out_features
+    weight = linear.in_features * linear.out_features // max(1, len(linear.pieces))
     scales = WIDE * weight // SMALLEST_GROUP
     if precision.activation_bits >= 16:
         return (WIDE + FLOAT_BYTES + CODE) * weight + scales

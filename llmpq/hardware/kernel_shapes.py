@@ -75,6 +75,7 @@ def _cache_shapes() -> dict[str, list[dict[str, Any]]]:
 
 def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, kind: LayerKind) -> Iterator[Support]:
     """One "unsupported" answer for every linear of the layer whose sizes the engine's kernel does not take."""
+    yield from _without_place(engine, option, kind)
     yield from _split_groups(option, kind)
     fused = fused_rows(kind)
     for rule in _shapes().get(engine, ()):
@@ -84,6 +85,25 @@ def shape_problems(engine: str, device_kind: DeviceKind, option: LayerOption, ki
                 reason = rule.problem(linear, fused[linear.fusion_group], precision)
                 if reason is not None:
                     yield Support("unsupported", reason, rule.source)
+
+
+def _without_place(engine: str, option: LayerOption, kind: LayerKind) -> Iterator[Support]:
+    """Linears that the engine does not find in a checkpoint once they are quantized."""
+    for held_as, reason, source in _layouts().get(engine, ()):
+        for linear in kind.linears:
+            found = "experts" if linear.experts > 1 else "conv1d" if linear.transposed else None
+            if found == held_as and linear.is_quantizable and option.of(linear.part).is_quantized:
+                yield Support("unsupported", f"{linear.name} {reason}", source)
+
+
+@cache
+def _layouts() -> dict[str, tuple[tuple[str, str, str], ...]]:
+    """Engine -> (how weights are held that it does not find once they are quantized, what is said of them, source)."""
+    data: dict[str, Any] = bundled_yaml("support.yaml")
+    return {
+        engine: tuple((rule["of"], rule["reason"], data["sources"][rule["source"]]) for rule in rules)
+        for engine, rules in data["layouts"].items()
+    }
 
 
 def _split_groups(option: LayerOption, kind: LayerKind) -> Iterator[Support]:

@@ -36,7 +36,7 @@ def engine_limits(graph: LayerGraph, cluster: Cluster, precisions: tuple[LayerOp
     usable = tuple(device for device in able if kind in (None, device.type.kind))
     others = ", ".join(device.name for device in able if device not in usable)
     mixed = (f"{others} cannot be used beside {usable[0].name}: one {engine} runs one kind of device ({kind})",) if others else ()
-    return EngineLimits(usable, (*excluded, *mixed, *_partly(graph, usable, precisions, engine)))
+    return EngineLimits(usable, (*excluded, *mixed, *_partly(graph, usable, precisions, engine), *_kept(graph, precisions)))
 
 
 def without_devices(costs: CostTable, usable: Iterable[Device]) -> CostTable:
@@ -75,6 +75,14 @@ def _partly(graph: LayerGraph, usable: tuple[Device, ...], precisions: tuple[Lay
             lacking += [] if refused is None else [(device, refused)]
         found += [f"{names} cannot run {precision.name} on {engine}: {why}" for names, why in _told(lacking)]
     return tuple(found)
+
+
+def _kept(graph: LayerGraph, precisions: tuple[LayerOption, ...]) -> tuple[str, ...]:
+    """A notice of the weights that no precision changes."""
+    if not any(part.is_quantized for option in precisions for part in option.parts):
+        return ()
+    names = dict.fromkeys(linear.name for kind in graph.kinds for linear in kind.linears if not linear.is_quantizable)
+    return (f"{', '.join(names)} stay at 16 bits: what their module does with its experts is not known",) if names else ()
 
 
 def _told(refused: Iterable[tuple[Device, Support]]) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import ComputeDtype, DeviceMemory, Optimality, Pipeline, Plan, Prediction, Quality
 from llmpq.plan import Stage as PlannedStage
 from llmpq.precision import Precision
-from llmpq.profiling.random_weights import fill
+from llmpq.profiling.random_weights import SEED, fill
 from llmpq.program import Program, Request
 from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.runtime.batching import Row, Step
@@ -91,7 +91,8 @@ class Probe:
         self._decoded = (rows, context) if decode else None
         self._times = []
         start, ran = self._clock(), time.thread_time()
-        ids = torch.ones(rows, tokens, dtype=torch.int64)
+        unlike = torch.Generator().manual_seed(SEED)  # tokens that reach as many experts as those of a text do
+        ids = torch.randint(self._graph.vocab_size, (rows, tokens), generator=unlike)
         logits = self._stage.run(step, ids)
         sample(logits[:, -1], SamplingParams(1), range(rows), [0] * rows).tolist()
         end, ran = self._clock(), time.thread_time() - ran

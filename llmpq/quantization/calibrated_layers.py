@@ -23,6 +23,8 @@ from llmpq.quantization.smoothing import smooth
 from llmpq.quantization.streamed_layers import StreamedLayers
 
 FEWEST_TOKENS = 32  # an expert that saw fewer has no Hessian worth the name: its weights are rounded to nearest
+HESSIAN_BYTES = 1 << 32  # at once, of a layer; a limit of ours: beyond it the layer runs once more over the text
+WIDE = 4  # bytes of an element in fp32
 
 
 class CalibratedLayers:
@@ -59,7 +61,7 @@ class CalibratedLayers:
             return LayerResult()
         with torch.no_grad():
             self._run.enter(name)
-            module = self._run.layer(name, self._tensors)
+            module = self._run.layer(name, self._tensors, linears)
             changed = smooth(module, linears, self._run.call, self._run.num_windows, self._dtype) if self._smooth else {}
             _round_activations(module, linears)
             smoothed = {f"{name}.{parameter}": value for parameter, value in changed.items()}
@@ -72,8 +74,9 @@ class CalibratedLayers:
         name = self._graph.layer_names[layer]
         with torch.no_grad():
             self._run.enter(name)
-            module = self._run.layer(name, _Dequantized(stored, self._precisions))
-            _round_activations(module, self._linears(layer))
+            linears = self._linears(layer)
+            module = self._run.layer(name, _Dequantized(stored, self._precisions), linears)
+            _round_activations(module, linears)
             self._run.leave(module)
 
     def round(self, weight: Tensor, precision: Precision, dtype: torch.dtype) -> QuantizedWeight:
@@ -86,7 +89,7 @@ class CalibratedLayers:
         return {path: self._precisions[full] for path, full in paths.items() if full in self._precisions}
 
     def _kind_linears(self, layer: int) -> tuple[Linear, ...]:
-        return self._graph.kind_of(layer).linears
+        return self._graph.kind_of(layer).stored
 
     def _calibrate(
         self, layer: int, module: nn.Module, linears: Mapping[str, Precision], smoothed: Mapping[str, Tensor]
@@ -99,9 +102,7 @@ class CalibratedLayers:
         weights: dict[str, QuantizedWeight] = {}
         error = signal = 0.0
         rounded: list[str] = []
-        hessians = self._hessians(module, groups)
-        for group, members in groups.items():
-            hessian = hessians.pop(group)
+        for members, hessian in self._hessians(module, groups):
             found = [weight_of(module, member) for member in members]
             _require_quantizable(dict(zip((f"{name}.{member}.weight" for member in members), found)), linears[members[0]])
             stacked = torch.cat(found)
@@ -118,19 +119,21 @@ class CalibratedLayers:
         report = LayerReport(layer, error / signal if signal else 0.0, tuple(rounded), tuple(smoothed))
         return LayerResult(weights, smoothed, report)
 
-    def _hessians(self, module: nn.Module, groups: Mapping[str, list[str]]) -> dict[str, Hessian]:
-        """Group -> Hessian of the input that its members share, over all windows."""
-        found: dict[str, Hessian] = {}
-        handles = []
-        for group, members in groups.items():
-            weight = weight_of(module, members[0])
-            found[group] = Hessian(weight.shape[1], weight.device)
-            handles.append(module.get_submodule(members[0]).register_forward_pre_hook(_adder(found[group])))
-        for window in range(self._run.num_windows):
-            self._run.call(module, window)
-        for handle in handles:
-            handle.remove()
-        return found
+    def _hessians(self, module: nn.Module, groups: Mapping[str, list[str]]) -> Iterator[tuple[list[str], Hessian]]:
+        """(members of a group, Hessian of the input that they share, over all windows); as many at once as HESSIAN_BYTES hold."""
+        for held in _batches({group: weight_of(module, members[0]).shape[1] for group, members in groups.items()}):
+            found: dict[str, Hessian] = {}
+            handles = []
+            for group in held:
+                weight = weight_of(module, groups[group][0])
+                found[group] = Hessian(weight.shape[1], weight.device)
+                handles.append(module.get_submodule(groups[group][0]).register_forward_pre_hook(_adder(found[group])))
+            for window in range(self._run.num_windows):
+                self._run.call(module, window)
+            for handle in handles:
+                handle.remove()
+            for group in held:
+                yield groups[group], found.pop(group)
 
 
 class _Dequantized(Mapping[str, Tensor]):
@@ -155,6 +158,18 @@ class _Dequantized(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._stored)
+
+
+def _batches(columns: Mapping[str, int]) -> Iterator[list[str]]:
+    """Groups, in order, whose Hessians are together no larger than HESSIAN_BYTES, or alone. columns: of each group's input."""
+    held: list[str] = []
+    for group, size in columns.items():
+        if held and WIDE * (size**2 + sum(columns[other] ** 2 for other in held)) > HESSIAN_BYTES:
+            yield held
+            held = []
+        held = [*held, group]
+    if held:
+        yield held
 
 
 def _require_quantizable(weights: Mapping[str, Tensor], precision: Precision) -> None:

@@ -12,9 +12,9 @@ from llmpq.quantization.rounding import round_inputs
 
 
 def quantizable_linears(graph: LayerGraph) -> Iterator[tuple[int, str, Linear]]:
-    """(layer, path, linear) of everything that a precision changes."""
+    """(layer, path, linear) of everything that a precision changes, experts one by one."""
     for layer, name in enumerate(graph.layer_names):
-        for linear in graph.kind_of(layer).linears:
+        for linear in graph.kind_of(layer).stored:
             if linear.is_quantizable:
                 yield layer, f"{name}.{linear.name}", linear
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmpq.fx.experts import RoutedExperts
 from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
 from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
@@ -41,7 +43,7 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
             products: dict[tuple[int, Part | None], Tensor] = {}
             for layer, path, linear in quantizable_linears(graph):
                 if path in seen:
-                    product = _felt(weight_of(model, path), rounded[path, precision], *seen[path])
+                    product = _felt(weight_of(model, path), rounded[path, precision], seen[path], len(window))
                     for key in ((layer, None), (layer, linear.part)):
                         products[key] = products[key] + product if key in products else product
             for (layer, part), product in products.items():
@@ -52,26 +54,43 @@ def fisher_noise(measured: Measurements, precisions: Sequence[Precision]) -> dic
     return {name: Noise(found[name, None], found[name, "attention"], found[name, "mlp"], seconds) for name in names}
 
 
-def _felt(weight: Tensor, rounded: QuantizedWeight, inputs: Tensor, gradient: Tensor) -> Tensor:
-    """g . n of every token, [tokens]: n = W_q x_q - W x."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of a linear that ran: inputs [rows, in], gradient of the output [rows, out]; tokens: which each row is of, None: all."""
+
+    inputs: Tensor
+    gradient: Tensor
+    tokens: Tensor | None
+
+
+def _felt(weight: Tensor, rounded: QuantizedWeight, seen: Seen, count: int) -> Tensor:
+    """g . n of each of `count` tokens: n = W_q x_q - W x, nothing for tokens that an expert does not see."""
+    inputs = seen.inputs
     if rounded.precision.activation_bits < 16:
         noise = round_activation(inputs, rounded.precision) @ rounded.dequantize().T - inputs @ weight.T
     else:
         noise = inputs @ (rounded.dequantize() - weight).T
-    return (gradient * noise).sum(-1)
+    felt = (seen.gradient * noise).sum(-1)
+    return felt if seen.tokens is None else torch.zeros(count).index_add_(0, seen.tokens, felt)
 
 
-def _backward(
-    model: nn.Module, paths: Sequence[str], first_layer: str, window: Tensor, draw: torch.Generator
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Path -> (input [tokens, in], gradient of the output [tokens, out]) of the linears that ran on this window."""
+def _backward(model: nn.Module, paths: Sequence[str], first_layer: str, window: Tensor, draw: torch.Generator) -> dict[str, Seen]:
+    """Path -> what the linears that ran on this window saw."""
     inputs: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer_output(args or kwargs["hidden_states"]).requires_grad_(True)
 
     handles = [model.get_submodule(first_layer).register_forward_pre_hook(start, with_kwargs=True)]
+    for owner, experts in model.named_modules():
+        if isinstance(experts, RoutedExperts):
+
+            def route(module: RoutedExperts, args: tuple[Any, ...], owner: str = owner) -> None:
+                tokens.update({f"{owner}.{found.expert}": found.tokens for found in module.routes(*args[:2])})
+
+            handles.append(experts.register_forward_pre_hook(route))
     for path in paths:
 
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path) -> None:
@@ -87,4 +106,8 @@ def _backward(
     finally:
         for handle in handles:
             handle.remove()
-    return {path: (inputs[path], grad.flatten(0, -2)) for path in outputs if (grad := outputs[path].grad) is not None}
+    return {
+        path: Seen(inputs[path], grad.flatten(0, -2), tokens.get(path.rpartition(".")[0]))
+        for path in outputs
+        if (grad := outputs[path].grad) is not None
+    }

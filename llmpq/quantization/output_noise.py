@@ -1,7 +1,7 @@
 """Output noise: how far rounding moves what the linears of a layer compute, from one forward pass over the calibration text."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch.utils.hooks import RemovableHandle
 
 from llmpq.precision import PARTS, Part, Precision
 from llmpq.quantization.clipping import quantize_clipped
-from llmpq.quantization.fake_quantization import quantizable_linears, weight_of
+from llmpq.quantization.fake_quantization import weight_of
 from llmpq.quantization.rounding import round_activation
 from llmpq.quantization.scoring import Measurements
 
 Energy = Callable[[Tensor], float]  # matrix M [rows, in_features] -> E|M x|^2, or an estimate of it
+Key = tuple[Part, str, str]  # of a linear, or of one of the pieces of all experts
+Pair = tuple[float, float]  # noise and signal, summed over tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +54,23 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
     """Precision name -> how much noise each layer adds to the hidden state, relative to it.
 
     A linear's noise-to-signal ratio, summed over the layer's linears, times the share of the hidden state after the layer that
-    the layer itself has written: E|after - before|^2 / E|after|^2.
+    the layer itself has written: E|after - before|^2 / E|after|^2. Experts that were one parameter are one linear, whose noise
+    and signal are those of all tokens at the expert that each was routed to.
     """
     started = time.perf_counter()
     energy_of, model, graph = ENERGIES[indicator], measured.model, measured.graph
-    ratios = {precision.name: {part: [0.0] * graph.num_layers for part in PARTS} for precision in precisions}
+    energies = {precision.name: [dict[Key, Pair]() for _ in graph.layer_names] for precision in precisions}
     written = [0.0] * graph.num_layers
 
-    def observe(layer: int, path: str, part: Part) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def observe(layer: int, path: str, key: Key) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().float().flatten(0, -2)
             energy, weight = energy_of(x), weight_of(model, path)
             for precision in precisions:
-                ratios[precision.name][part][layer] += noise_to_signal(weight, x, energy, precision)
+                found = energies[precision.name][layer]
+                noise, signal = found.get(key, (0.0, 0.0))
+                more = noise_and_signal(weight, x, energy, precision)
+                found[key] = (noise + len(x) * more[0], signal + len(x) * more[1])
 
         return hook
 
@@ -76,8 +82,12 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
         return hook
 
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(observe(layer, path, linear.part))
-        for layer, path, linear in quantizable_linears(graph)
+        model.get_submodule(f"{name}.{stored.name}").register_forward_pre_hook(observe(layer, f"{name}.{stored.name}", key))
+        for layer, name in enumerate(graph.layer_names)
+        for linear in graph.kind_of(layer).linears
+        if linear.is_quantizable
+        for stored in linear.stored
+        for key in [(linear.part, linear.name, stored.name.rpartition(".")[2])]
     ]
     handles += [
         model.get_submodule(name).register_forward_hook(compare(layer), with_kwargs=True)
@@ -85,14 +95,19 @@ def output_noise(measured: Measurements, indicator: str, precisions: Sequence[Pr
     ]
     _run_without_head(model, measured.windows, handles)
     seconds = round((time.perf_counter() - started) / len(precisions), 3)
-    return {
-        name: _noise([[r * w for r, w in zip(parts[part], written)] for part in PARTS], seconds) for name, parts in ratios.items()
-    }
+    return {name: _noise(layers, written, seconds) for name, layers in energies.items()}
 
 
-def _noise(parts: Sequence[Sequence[float]], seconds: float) -> Noise:
-    """Of a layer the sum of its parts."""
-    attention, mlp = map(tuple, parts)
+def _noise(layers: Sequence[Mapping[Key, Pair]], written: Sequence[float], seconds: float) -> Noise:
+    """Of a part of a layer the ratios of its linears; of a layer the sum of its parts."""
+
+    def ratio(part: Part) -> tuple[float, ...]:
+        return tuple(
+            share * sum(noise / max(signal, 1e-30) for key, (noise, signal) in found.items() if key[0] == part)
+            for found, share in zip(layers, written)
+        )
+
+    attention, mlp = map(ratio, PARTS)
     return Noise(tuple(map(sum, zip(attention, mlp))), attention, mlp, seconds)
 
 
@@ -113,12 +128,13 @@ def _run_without_head(model: nn.Module, windows: Tensor, handles: list[Removable
             handle.remove()
 
 
-def noise_to_signal(weight: Tensor, inputs: Tensor, energy: Energy, precision: Precision) -> float:
-    """E|dW x|^2 / E|W x|^2 of one linear; rounded activations add their own noise. 0 at 16 bits."""
+def noise_and_signal(weight: Tensor, inputs: Tensor, energy: Energy, precision: Precision) -> tuple[float, float]:
+    """E|dW x|^2 and E|W x|^2 of one linear; rounded activations add their own noise. No noise at 16 bits."""
+    signal = energy(weight)
     if not precision.is_quantized:
-        return 0.0
+        return 0.0, signal
     noise = energy(weight - quantize_clipped(weight, precision).dequantize())
     if precision.activation_bits < 16:
         rounding = (round_activation(inputs, precision) - inputs).square().mean(0)
         noise += float((weight.square() @ rounding).sum())
-    return noise / max(energy(weight), 1e-30)
+    return noise, signal

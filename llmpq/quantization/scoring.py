@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from llmpq.checkpoint.reader import Checkpoint
 from llmpq.evaluation import Estimate, estimate
+from llmpq.fx.split_linears import split_linears
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import SEPARATOR, LayerOption
 from llmpq.precision import CachePrecision
 from llmpq.program import Calibration
-from llmpq.quantization.fake_quantization import fake_quantized
+from llmpq.quantization.fake_quantization import fake_quantized, quantizable_linears
 from llmpq.quantization.original import load_original
 from llmpq.quantization.prefix import Prefix, logits_of, next_prefix
 from llmpq.quantization.rounded_cache import rounded_cache
@@ -65,8 +66,11 @@ class Measurements:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The original in fp32: loaded when something is not in the store."""
-        return load_original(self.calibration.checkpoint)
+        """The original in fp32, everything that a precision changes a linear: loaded when something is not in the store."""
+        model = load_original(self.calibration.checkpoint)
+        with torch.inference_mode(False):  # gradients are asked of these linears, too
+            split_linears(model, [path for _, path, _ in quantizable_linears(self.graph)])
+        return model
 
     @cached_property
     def base(self) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """StreamedLayers: a traced model run over many windows side by side, with the weights of one layer in memory at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from llmpq.errors import QuantizationError
 from llmpq.fx.example_calls import ExampleCalls
 from llmpq.fx.graphs import placeholders, reads_shape_only
 from llmpq.fx.modules import copy_sharing_tensors
+from llmpq.fx.split_linears import split_linears
 from llmpq.quantization.activations import Activations
 
 
@@ -72,9 +73,12 @@ class StreamedLayers:
         """Goes on behind the layer that was entered, with what `layer` makes of every window."""
         self._finish(partial(self.call, layer))
 
-    def layer(self, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The layer `name` with its share of `tensors`, in fp32; buffers that are not among them stay as they are."""
-        return self._filled(name, tensors, _wide)
+    def layer(self, name: str, tensors: Mapping[str, Tensor], linears: Collection[str] = ()) -> nn.Module:
+        """The layer `name` with its share of `tensors`, in fp32; buffers that are not among them stay as they are.
+
+        linears: paths within the layer that are to be linears of their own, as `tensors` has them.
+        """
+        return self._filled(name, tensors, _wide, linears)
 
     def _finish(self, compute: Callable[[int], Any]) -> None:
         """The values of the node that is next, window by window; what nobody needs any more is let go."""
@@ -129,8 +133,11 @@ class StreamedLayers:
         found: Tensor = getattr(self._module.get_submodule(owner), name)
         return (self._tensors[path] if found.is_meta else found).to(self._device)
 
-    def _filled(self, path: str, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> nn.Module:
+    def _filled(
+        self, path: str, tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor], linears: Collection[str] = ()
+    ) -> nn.Module:
         module = copy_sharing_tensors(self._module.get_submodule(path))
+        split_linears(module, linears)
         names = {name: f"{path}.{name}" for name in module.state_dict()}
         state = {name: change(tensors[full]) for name, full in names.items() if full in tensors}
         module.load_state_dict(state, assign=True, strict=False)
