@@ -204,6 +204,15 @@ def test_an_engine_that_fails_is_an_error_in_its_own_words(fake_python: Path, tm
     assert gone(ready["pid"]) and gone(host.process.pid)
 
 
+def test_orders_and_steps_are_tried_for_every_precision_that_is_not_far_behind() -> None:
+    bench = hetero("bench")
+    found = [
+        bench.Found(speed, option, (8, 8), (0, 1)) for speed, option in ((60, "w8a8"), (75, "w8a8"), (80, "w4a16"), (50, "16"))
+    ]
+    assert {(each.option, each.tokens_per_s) for each in bench.promising_of_each(found)} == {("w8a8", 75), ("w4a16", 80)}
+    assert bench.promising_of_each([]) == []
+
+
 def test_an_interrupt_leaves_no_process(fake_python: Path, tmp_path: Path) -> None:
     engine = hetero("engine")
     pids = []

@@ -63,6 +63,13 @@ def test_every_step_is_measured_once_for_all_precisions(subject: VllmSubject, tm
     assert lacking_sizes(subject, THREE, EXTENT, found) == 0
 
 
+def test_the_longest_prompt_leaves_a_position_for_its_answer(subject: VllmSubject) -> None:
+    positions = subject.graph.max_positions
+    extent = Extent((1,), (16, 2 * positions), (2 * positions,), 4 * positions, 60.0)
+    sizes = sizes_of(arrangements(subject.graph, THREE, CPU)[0], extent)
+    assert max(size.tokens for size in sizes) == max(size.context for size in sizes) == positions - 1
+
+
 def test_layers_and_their_attention_are_those_of_the_precision(subject: VllmSubject) -> None:
     by_name = {p.precision: p for p in measured(subject).points if (p.rows, p.tokens, p.decoding) == (2, 32, 0)}
     for name, factor in (("16", 1.0), ("w8a8", 0.5), ("w4a16", 2.0)):

@@ -35,6 +35,13 @@ class Found:
         return f"{self.option} {_text(self.partition)}{order}"
 
 
+def promising_of_each(found: Sequence[Found]) -> list[Found]:
+    """The fastest of every precision that reaches the share `WORTH` of the fastest of all."""
+    fastest = sorted(found, key=lambda each: -each.tokens_per_s)
+    of_each = {each.option: each for each in reversed(fastest)}
+    return [each for each in of_each.values() if each.tokens_per_s >= WORTH * fastest[0].tokens_per_s]
+
+
 @dataclass
 class Bench:
     """`state`: what the JSON keeps of the cluster; `keep` writes it; others: also the rows beside llmpq and the best by hand."""
@@ -52,8 +59,8 @@ class Bench:
             self.rows(ranked)
 
     def search(self) -> list[Found]:
-        """Every placement measured, the fastest first: partitions, then the best of them on other orders of the devices, then
-        the best of those in other steps of prefill."""
+        """Every placement measured, the fastest first: partitions, then the best of each precision that is not far behind on
+        other orders of the devices, then the best of those in other steps of prefill."""
         found: list[Found] = []
         for option in UNIFORM:
             possible = self.case.possible(option)
@@ -72,8 +79,8 @@ class Bench:
             everything = tuple(range(len(start)))
             found += [Found(speed, option, lengths, everything) for lengths, speed in seen.items() if speed]
         for others in (self._orders, self._steps):
-            if found:
-                found += others(max(found, key=lambda each: each.tokens_per_s))
+            for best in promising_of_each(found):
+                found += others(best)
         return sorted(found, key=lambda each: -each.tokens_per_s)
 
     def _orders(self, best: Found) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hetero.cgroups import Limits, groups
@@ -12,6 +13,7 @@ LAYERS = (4, 12)  # of the rank that is looked at, which is first and so waits f
 BEHIND = 0.6  # of a core
 BLOCK, BLOCKS, LENGTH, SEQUENCES = 32, 30, 96, 8
 PROMPT, GENERATED = 64, 8
+RUNS = 3
 JOB: dict[str, Any] = {"kind": "batch", "prompts": [[number + 1] * PROMPT for number in range(SEQUENCES)], "gen_len": GENERATED}
 
 
@@ -37,15 +39,14 @@ def worth_of_shares(shares: Iterable[float], model: Path, kv_bytes_per_token: in
 
 
 def _cpu_s(host: Host, engine: dict[str, Any], share: float) -> float:
-    """Of the first rank's steps, with a share of a core; the second of two runs."""
+    """Of the first rank's steps, with a share of a core; the median of runs after one that does not count."""
     with groups({"first": Limits(share), "second": Limits(BEHIND)}) as made:
         try:
             (facts,) = host.start([engine])
             for group, rank in zip(made.values(), facts["ranks"], strict=True):
                 group.add(rank["pid"])
             host.run([JOB])
-            (done,) = host.run([JOB])
+            runs = [host.run([JOB])[0]["parts"][0] for _ in range(RUNS)]
         finally:
             host.stop()
-    parts = done["parts"][0]
-    return float(parts["step_cpu_s"] - parts.get("send_cpu_s", 0.0))
+    return median(float(parts["step_cpu_s"] - parts.get("send_cpu_s", 0.0)) for parts in runs)

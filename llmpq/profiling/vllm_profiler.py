@@ -131,9 +131,9 @@ def lacking_sizes(subject: VllmSubject, precisions: Sequence[Precision], extent:
 
 
 def sizes_of(arrangement: Arrangement, extent: Extent) -> tuple[Size, ...]:
-    """Those of the extent whose cache is not too large."""
+    """Those of the extent whose cache is not too large, and whose prompts leave a position for the token that answers them."""
     tokens = CACHE_BYTES // max(1, arrangement.kv_bytes_per_token)
-    return tuple(size for size in extent.sizes(arrangement.graph.max_positions) if size.cached <= tokens)
+    return tuple(size for size in extent.sizes(arrangement.graph.max_positions - 1) if size.cached <= tokens)
 
 
 def missing(profile: Profile, precisions: Iterable[str], sizes: Iterable[Size]) -> tuple[Size, ...]:
