@@ -25,7 +25,8 @@ from llmpq.planning import fit
 from llmpq.planning.baselines import even_splits, only_option
 from llmpq.planning.candidates import Group
 from llmpq.planning.replicas import replicas
-from llmpq.planning.search import Found, Space, Start, search
+from llmpq.planning.search import Found, Start, search
+from llmpq.planning.space import Space
 from llmpq.printing import format_ranges
 from llmpq.program import Program, Target
 from llmpq.solver import milp, solve

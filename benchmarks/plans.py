@@ -22,7 +22,8 @@ from llmpq.passmanager import parse_pipeline, run_passes
 from llmpq.plan import Plan
 from llmpq.planning.baselines import only_option
 from llmpq.planning.candidates import build_problem, candidate_groups
-from llmpq.planning.search import Space, search
+from llmpq.planning.search import search
+from llmpq.planning.space import Space
 from llmpq.printing import format_ranges
 from llmpq.program import Program, Target
 from llmpq.solver.milp import solve

@@ -38,6 +38,7 @@ from llmpq.quantization.quantizers import Gptq, Quantizer, Rounding
 from llmpq.quantization.scoring import Measurements
 from llmpq.store import Store
 from llmpq.workload import Batch
+from tests.loading import load_by_transformers
 from tests.tiny_checkpoint import plan
 from tests.tiny_models import COMMON, GQA, VOCABULARY
 from tests.values import two_cpus
@@ -205,10 +206,20 @@ def test_experts_that_few_tokens_reach_are_rounded_and_named(folder: Path) -> No
     assert named == report["rounded"] and 0 < len(named) <= 24
 
 
-def test_quantized_experts_and_conv1d_are_loaded_by_llmpq_alone(folder: Path) -> None:
+def test_other_quantized_experts_and_conv1d_are_loaded_by_llmpq_alone(folder: Path) -> None:
     for family in ("mixtral", "gpt2"):
         engines = Manifest.read(compiled(family, ("w4a16", "w8a8"), folder)).engines
         assert engines["llmpq"] is True and all(engines[name] is not True for name in ("transformers", "vllm", "vllm-cpu"))
+
+
+def test_transformers_loads_experts_that_its_mapping_merges_at_one_precision(folder: Path) -> None:
+    out = compiled("qwen3_moe", ("w4a16", "16"), folder)
+    assert Manifest.read(out).engines["transformers"] is True
+    model, said = load_by_transformers(out, torch.float32)
+    assert said == []
+    torch.testing.assert_close(log_probs(model), log_probs(reference_model(out)), rtol=0, atol=1e-5)
+    for family, options in (("qwen3_moe", ("w4a16", "w8a16")), ("qwen3_moe", ("w8a8", "16")), ("mixtral", ("w4a16", "16"))):
+        assert "holds experts" in str(Manifest.read(compiled(family, options, folder)).engines["transformers"])
 
 
 def test_a_checkpoint_of_other_sizes_is_refused_with_the_name_of_the_expert(folder: Path) -> None:

@@ -19,7 +19,8 @@ from llmpq.planning.candidates import Group, build_problem, candidate_groups
 from llmpq.planning.option_sets import OptionSet
 from llmpq.planning.orders import identical_devices
 from llmpq.planning.quick_bounds import quick_bound
-from llmpq.planning.search import EVERYTHING, Search, Space, _Item, search
+from llmpq.planning.search import Search, _Item, search
+from llmpq.planning.space import EVERYTHING, Space
 from llmpq.program import Program, Target
 from llmpq.solver.problem import Problem, evaluate
 from llmpq.solver.rules import parse_rules

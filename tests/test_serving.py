@@ -25,7 +25,8 @@ from llmpq.planning.candidates import candidate_groups
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.orders import identical_devices, link_table
 from llmpq.planning.quick_bounds import quick_bound
-from llmpq.planning.search import EVERYTHING, Search, _Item, search
+from llmpq.planning.search import Search, _Item, search
+from llmpq.planning.space import EVERYTHING
 from llmpq.precision import parse_precisions
 from llmpq.printing import format_plan
 from llmpq.program import Program, Request, Target

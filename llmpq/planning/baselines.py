@@ -10,7 +10,8 @@ from llmpq.planning.fallback import Answer, search_or_explain
 from llmpq.planning.make_plan import make_plan
 from llmpq.planning.option_sets import only_options
 from llmpq.planning.reasons import nearest, reasons, roomiest
-from llmpq.planning.search import Found, Space, Start, rows_of
+from llmpq.planning.search import Found, Start, rows_of
+from llmpq.planning.space import Space
 from llmpq.program import Program
 from llmpq.solver.milp import breaks
 from llmpq.solver.problem import Assignment, Evaluation, Problem, evaluate

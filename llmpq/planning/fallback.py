@@ -9,7 +9,8 @@ from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.candidates import build_problem
 from llmpq.planning.fit import FIT_LIMIT_S, any_plan, least_sensitive
 from llmpq.planning.reasons import reasons
-from llmpq.planning.search import EVERYTHING, Found, Space, Start, search
+from llmpq.planning.search import Found, Start, search
+from llmpq.planning.space import EVERYTHING, Space
 from llmpq.program import Program
 from llmpq.solver.problem import evaluate
 from llmpq.workload import Serving

@@ -9,7 +9,8 @@ from llmpq.errors import InfeasibleError
 from llmpq.hardware.support import compute_dtype
 from llmpq.planning.engine_limits import engine_limits, without_devices
 from llmpq.planning.reasons import roomiest
-from llmpq.planning.search import EVERYTHING, Found, Restriction, Space, search
+from llmpq.planning.search import Found, search
+from llmpq.planning.space import EVERYTHING, Restriction, Space
 from llmpq.program import Program, Request
 from llmpq.solver.problem import Cells, Problem, evaluate
 

@@ -1,4 +1,4 @@
-"""The search over tensor-parallel groups: pipelines of groups of 8, 4 and 2 ranks, then of single devices, one bound for all."""
+"""The search over tensor-parallel groups: pipelines of groups of 8, 4, 2 ranks and of single devices, with one bound for all."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +10,13 @@ from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.hardware.groups import grouped
 from llmpq.hardware.support import tensor_parallel_sizes
 from llmpq.planning.costing import on_groups
-from llmpq.planning.fallback import Answer, capacity_notices, search_or_explain
+from llmpq.planning.fallback import BUDGET_SHARE, Answer, capacity_notices, search_or_explain
 from llmpq.planning.orders import identical_devices, named_devices
-from llmpq.planning.search import EVERYTHING, ROUNDING, Found, Search, Start
+from llmpq.planning.search import ROUNDING, Search, Start
+from llmpq.planning.space import EVERYTHING
 from llmpq.program import Program, Request
 
-GROUPS_SHARE = 0.5  # of the time limit, for pipelines of groups, which are few: the rest is for those of single devices
+TURN = 0.02  # of the time limit, for pipelines of one size of groups before those of another get their turn
 PROFILED = "--profile tells nothing of tensor-parallel groups: none are planned"
 NAMED = "constraints name {names}, so every stage is a single device: tensor-parallel groups are not planned"
 
@@ -54,20 +55,25 @@ def search_groups(program: Program, starts: tuple[Start, ...] = ()) -> Grouped:
 
     Its bound holds for both. Raises as `search_or_explain` does.
     """
+    now, limit = time.monotonic(), program.request.time_limit_s
     others = group_programs(program)
     if not others:
         return Grouped(program, search_or_explain(program, starts=starts), (program,))
-    deadline = time.monotonic() + program.request.time_limit_s
-    budget, gap = program.request.target.budget, program.request.gap
-    best, bound = _best_of(others, budget, gap, time.monotonic() + GROUPS_SHARE * program.request.time_limit_s)
+    places = (program, *others)
+    budget, gap, deadline = program.request.target.budget, program.request.gap, now + limit
+    searches = [Search(place, budget, EVERYTHING, gap, deadline, identical_devices(place)) for place in places]
+    for start in starts:
+        searches[0].offer(*start)
+    _in_turns(searches, now + BUDGET_SHARE * limit, deadline, TURN * limit)
+    bound = min(each.bound for each in searches)
+    best = _best(searches)
     if best is None:
         return _without_budget(program, others, starts, bound, deadline)
-    single, known = _search(program, budget, gap, deadline, best[1].objective, starts)
-    where, found = best if single is None else (program, single)
-    bound = min(bound, known)
+    assert best.best is not None
+    found = best.best
     proven = found.objective - bound <= gap * abs(found.objective) * (1 + ROUNDING)
     told = replace(found, bound=bound, proven=proven)
-    return Grouped(where, Answer(told, budget, capacity_notices(where, told)), (program, *others))
+    return Grouped(best.program, Answer(told, budget, capacity_notices(best.program, told)), places)
 
 
 def best_on_groups(program: Program, planner: Callable[[Program], Answer]) -> Grouped:
@@ -93,33 +99,32 @@ def _budget_of(item: Grouped) -> float:
     return inf if item.answer.budget is None else item.answer.budget
 
 
-def _best_of(
-    programs: tuple[Program, ...], budget: float | None, gap: float, deadline: float
-) -> tuple[tuple[Program, Found] | None, float]:
-    """The best pipeline of groups of any size, and a bound of all."""
-    best: tuple[Program, Found] | None = None
-    bound = inf
-    for number, program in enumerate(programs):
-        now = time.monotonic()
-        until = now + (deadline - now) / (len(programs) - number)
-        found, known = _search(program, budget, gap, until, inf if best is None else best[1].objective, ())
-        best = best if found is None else (program, found)
-        bound = min(bound, known)
-    return best, bound
+def _in_turns(searches: list[Search], doubtful: float, deadline: float, turn_s: float) -> None:
+    """A turn of each, those of groups first, then always of the one of the least bound, each below the best of all.
+
+    Ends when nothing is left that could win, at the deadline, or, while nothing was found, when that is `doubtful`.
+    """
+    for each in searches:
+        each.begin()
+    waiting: list[Search] = [*searches[1:], searches[0]]
+    going: list[Search] = []
+    while waiting or going:
+        best = _best(searches)
+        if time.monotonic() >= (doubtful if best is None else deadline):
+            return
+        each = waiting.pop(0) if waiting else min(going, key=lambda search: search.heap[0][0])
+        if best is not None and best is not each:
+            assert best.best is not None
+            each.below = min(each.below, best.best.objective * (1.0 - each.gap))
+        going = [other for other in going if other is not each]
+        if not each.proceed(time.monotonic() + turn_s):
+            going.append(each)
 
 
-def _search(
-    program: Program, budget: float | None, gap: float, deadline: float, known: float, starts: tuple[Start, ...]
-) -> tuple[Found | None, float]:
-    """The best pipeline better than `known`, None where none was found, and a bound of all of the program's."""
-    below = known * (1.0 - gap) if known < inf else inf
-    state = Search(program, budget, EVERYTHING, gap, deadline, identical_devices(program), below=below)
-    for candidate, problem, assignment in starts:
-        state.offer(candidate, problem, assignment)
-    state.begin()
-    state.proceed(deadline)
-    better = state.best is not None and state.best.objective < known
-    return state.best if better else None, state.bound
+def _best(searches: list[Search]) -> Search | None:
+    """The one that found the best pipeline."""
+    found = [(each.best.objective, number) for number, each in enumerate(searches) if each.best is not None]
+    return searches[min(found)[1]] if found else None
 
 
 def _without_budget(

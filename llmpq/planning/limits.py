@@ -7,7 +7,8 @@ from llmpq.errors import InputError
 from llmpq.planning.fit import asked, fits, least_loss
 from llmpq.planning.largest import largest
 from llmpq.planning.reasons import nearest
-from llmpq.planning.search import EVERYTHING, rows_of
+from llmpq.planning.search import rows_of
+from llmpq.planning.space import EVERYTHING
 from llmpq.program import Program, Request, Target
 from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.explain import short_devices

@@ -7,7 +7,8 @@ from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.candidates import Candidate, Group, build_problem
 from llmpq.planning.option_sets import OptionSet, live_bytes
 from llmpq.planning.orders import Order
-from llmpq.planning.search import EVERYTHING, Space, rows_of
+from llmpq.planning.search import rows_of
+from llmpq.planning.space import EVERYTHING, Space
 from llmpq.program import Program
 from llmpq.solver.explain import explain_infeasible
 from llmpq.solver.milp import Shortage, shortage

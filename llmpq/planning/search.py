@@ -3,19 +3,20 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count, islice, product
 from math import inf
 from typing import Literal
 
 from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.planning.bottleneck import bottleneck
-from llmpq.planning.candidates import Candidate, Group, build_problem, candidate_groups, ceiling, missed_limits, rule_context
+from llmpq.planning.candidates import Candidate, Group, build_problem, ceiling, missed_limits, rule_context
 from llmpq.planning.first_plans import first_plans
 from llmpq.planning.order_free import OrderFree, Shares, Surroundings, order_free_model
 from llmpq.planning.orders import Order, ascending, distinct_orders, identical_devices, teams
 from llmpq.planning.quick_bounds import quick_bound
 from llmpq.planning.realise import average_sensitivity, keep_devices, realise
+from llmpq.planning.space import EVERYTHING, Space
 from llmpq.program import Program
 from llmpq.solver.milp import breaks, relaxation_bound
 from llmpq.solver.problem import Assignment, Problem, Row, evaluate
@@ -25,38 +26,13 @@ from llmpq.workload import Serving
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
+DIVE_SLICE = 0.05
 ROUNDING = 1e-9  # relative, of a limit of the workload
 ORDERS_AT_ONCE = 20  # of a team, looked at before the next ones are made
 ORDER_FREE_GAP = 0.25  # of the gap of the search: what the order-free problem leaves open
 
-Restriction = Callable[[Problem], Problem]
 Start = tuple[Candidate, Problem, Assignment]
 Parts = tuple[tuple[int, ...], ...]
-
-
-def unrestricted(problem: Problem) -> Problem:
-    return problem
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What is searched: all devices `together` or each alone only, every problem under each of the restrictions.
-
-    Restrictions take options or bytes away. Not `limited`: the limits of a serving workload are ignored, and restrictions may
-    make any objective of the seconds. `whole`: only what leaves no device of a group out.
-    """
-
-    together: bool = True
-    restrictions: tuple[Restriction, ...] = (unrestricted,)
-    accept: Callable[[Program, tuple[Group, ...]], tuple[Group, ...]] = lambda _, groups: groups
-    limited: bool = True
-    whole: bool = False
-
-    def groups(self, program: Program) -> tuple[Group, ...]:
-        return self.accept(program, candidate_groups(program, together=self.together))
-
-
-EVERYTHING = Space()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +120,7 @@ class Search:
     rows: dict[Order, tuple[Row, ...]] = field(default_factory=dict)
     missed: float = inf
     below: float = inf
+    relaxed_orders: int = 0
 
     @property
     def left(self) -> float:
@@ -334,10 +311,21 @@ class Search:
         relaxed = relaxation_bound(self.problem(item), self.rows_of(item.candidate), self.left)
         if relaxed is not None:
             self.push(max(bound, relaxed), replace(item, level="relaxed order"))
+        self.relaxed_orders += 1
+        if self.relaxed_orders % ORDERS_AT_ONCE == 0:
+            self.dive()
 
-    def solve(self, bound: float, item: _Item) -> None:
+    def dive(self) -> None:
+        """Solve the most promising of the orders relaxed so far: best first alone, all that tie come before any of them is."""
+        entry = min((entry for entry in self.heap if entry[3].level == "relaxed order"), default=None)
+        if entry is not None and (self.cutoff is None or entry[0] < self.cutoff):
+            self.heap.remove(entry)
+            heapify(self.heap)
+            self.solve(entry[0], entry[3], DIVE_SLICE)
+
+    def solve(self, bound: float, item: _Item, share: float = FIRST_SLICE) -> None:
         problem, rows = self.problem(item), self.rows_of(item.candidate)
-        limit, cutoff = self.slice(FIRST_SLICE * 2**item.slices), self.wanted(item.candidate)
+        limit, cutoff = self.slice(share * 2**item.slices), self.wanted(item.candidate)
         solution = solve(problem, gap=self.gap, time_limit_s=limit, rows=rows, cutoff=cutoff)
         if solution.status == "infeasible":
             return

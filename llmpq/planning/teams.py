@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmpq.planning.candidates import Group
 from llmpq.planning.orders import MAX_TEAMS, Order, identical_devices
 from llmpq.planning.packing import Counts
-from llmpq.planning.search import Space
+from llmpq.planning.space import Space
 from llmpq.program import Program
 
 if TYPE_CHECKING:
