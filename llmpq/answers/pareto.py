@@ -10,7 +10,8 @@ from llmpq.plan import Optimality, Plan
 from llmpq.planning.candidates import build_problem
 from llmpq.planning.fit import least_sensitive
 from llmpq.planning.make_plan import make_plan
-from llmpq.planning.search import EVERYTHING, Found, search
+from llmpq.planning.search import Found, search
+from llmpq.planning.space import EVERYTHING
 from llmpq.program import Program
 from llmpq.solver.problem import evaluate
 
