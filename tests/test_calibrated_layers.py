@@ -148,12 +148,18 @@ def test_experts_have_a_hessian_each_and_rarely_routed_ones_are_rounded_and_repo
 
 
 def test_hessians_that_do_not_fit_at_once_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, passes = dict(tiny_model("llama").state_dict()), []
+    tensors = dict(tiny_model("llama").state_dict())
+    passes: list[int] = []
     together = layers_of("llama", {0: "w4a16"}, tensors, tmp_path).quantize(0)
     monkeypatch.setattr(calibrated_layers, "HESSIAN_BYTES", 4 * 2 * 32**2)
     layers = layers_of("llama", {0: "w4a16"}, tensors, tmp_path)
     call = layers._run.call
-    monkeypatch.setattr(layers._run, "call", lambda module, window: passes.append(window) or call(module, window))
+
+    def counted(module: nn.Module, window: int) -> Any:
+        passes.append(window)
+        return call(module, window)
+
+    monkeypatch.setattr(layers._run, "call", counted)
     apart = layers.quantize(0)
     assert len(passes) == 3 * layers._run.num_windows  # qkv and o, gate and up, down alone
     assert apart.weights.keys() == together.weights.keys() and apart.report == together.report

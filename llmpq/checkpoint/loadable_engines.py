@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from llmpq.checkpoint.load_renamings import load_renamings
 from llmpq.graph import LayerGraph, LayerKind, Linear
 from llmpq.hardware.devices import DeviceKind
 from llmpq.hardware.kernel_shapes import shape_problems
@@ -22,7 +23,7 @@ def loadable_engines(graph: LayerGraph, plan: Plan, own_passes: tuple[str, ...] 
     common = _vllm_reason(graph, quantized)
     reasons: dict[str, str | None] = {
         "llmpq": None,
-        "transformers": _shape_reason(graph, plan, "transformers", "cpu"),
+        "transformers": None if _is_merged(graph, plan) else _shape_reason(graph, plan, "transformers", "cpu"),
         "vllm": common or _shape_reason(graph, plan, "vllm", "cuda"),
         "vllm-cpu": common or _plugin_reason(quantized) or _shape_reason(graph, plan, "vllm", "cpu"),
         "llama.cpp": "reads GGUF, not safetensors",
@@ -51,6 +52,25 @@ def _vllm_reason(graph: LayerGraph, quantized: tuple[Quantized, ...]) -> str | N
         return "the experts of a layer are stored as one tensor, which vLLM was not seen to load"
     three = next((name for name, _, precision in quantized if precision.num_bits == 3), None)
     return None if three is None else f"{three} has 3 bits; vLLM's own kernels know 4 and 8"
+
+
+def _is_merged(graph: LayerGraph, plan: Plan) -> bool:
+    """Whether the quantized experts are such as transformers merges while it decompresses them: under names that the mapping of
+    the architecture knows, all weight-only at one number of bits, that of the first group of the configuration."""
+    quantized = tuple(quantized_linears(graph, plan))
+    single = {
+        f"{graph.layer_names[layer]}.{linear.name}"
+        for layer in range(graph.num_layers)
+        for linear in graph.kind_of(layer).linears
+        if linear.experts == 1
+    }
+    experts = [(name, precision) for name, _, precision in quantized if name not in single]
+    found = {precision for _, precision in experts}
+    if len(found) != 1 or any(precision.activation_bits < 16 for precision in found):
+        return False
+    renamings = load_renamings(graph.architecture)
+    is_first = min(precision.name for _, _, precision in quantized) == experts[0][1].name
+    return is_first and all(renamings.rename(f"{name}.weight")[1] is not None for name, _ in experts)
 
 
 def _shape_reason(graph: LayerGraph, plan: Plan, engine: str, device_kind: DeviceKind) -> str | None:
