@@ -112,7 +112,7 @@ def main(experts: int, hidden: int, intermediate: int, active: int, target: Path
         cells = (f"{1e3 * row['seconds']:.3g} ({1e3 * row['low']:.3g}-{1e3 * row['high']:.3g})" for row in found.values())
         table.add_row(str(tokens), f"{reached:.1f}", *cells)
     table.add_row("MB", "", *(f"{size / 1e6:.4g}" for size in nbytes.values()))
-    Console().print(table)
+    Console(width=120).print(table)
     value = {"machine": machine(), "experts": experts, **config, "rounds": ROUNDS, "bytes": nbytes, "rows": rows}
     target.write_text(json.dumps(value, indent=1) + "\n")
 
