@@ -1,6 +1,7 @@
 """The plan on our own runtime over unlike devices, beside every baseline: measured, predicted, and when each stage is busy.
 
 python benchmarks/hetero_runtime.py prepare     model, sensitivity; with --profile SECONDS a profile, alone on the machine
+python benchmarks/hetero_runtime.py shares      what shares of a core are worth to a stage, for plans; alone on the machine
 python benchmarks/hetero_runtime.py plans       llmpq's and every baseline's, by the profile
 python benchmarks/hetero_runtime.py run         alone; Linux, root; what is in the JSON already is not measured again
 python benchmarks/hetero_runtime.py table
@@ -14,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, fsum, log
 from pathlib import Path
@@ -99,11 +100,25 @@ def take_profile(inputs: Inputs, seconds: float) -> None:
         profile_model(subject, parse_precisions(PRECISIONS), extent, lambda taken: write_profile(inputs.profile, taken), begun)
 
 
+def worth_of_shares(inputs: Inputs, shares: Iterable[float]) -> dict[float, float]:
+    """Share of a core -> CPU seconds that one stage needs for the batch with a core of its own over those with that share."""
+    device = "devices:\n  - {{type: CPU, memory: 1 GiB, speed: {}, host: a}}"
+    needed = {}
+    for share in dict.fromkeys((1.0, *shares)):
+        cluster = Cluster.from_yaml(f"name: alone\n{device.format(share)}", "alone")
+        alone = plan(str(inputs.model), cluster, BATCH, **inputs.options() | {"precisions": BUDGET_OF}).require("plan")
+        with warm_devices(inputs.model, {alone.stages[0].device: share}) as devices:
+            runs = devices.measure(alone, TURNS)
+        needed[share] = median(run.seconds * share * run.utilisation[alone.stages[0].device] for run in runs)
+    return {share: needed[1.0] / seconds for share, seconds in needed.items()}
+
+
 def plans_of(name: str, inputs: Inputs) -> tuple[Named, ...]:
     """llmpq's plan first, then those of the baselines that differ; made once."""
     path = inputs.folder / f"plans-{name}.json"
     if not path.exists():
-        path.write_text(dumps(tuple(_made(Cluster.load(CLUSTERS / f"{name}.yaml"), inputs))), "utf-8")
+        cluster = inputs.as_measured(Cluster.load(CLUSTERS / f"{name}.yaml"))
+        path.write_text(dumps(tuple(_made(cluster, inputs))), "utf-8")
     return loads(tuple[Named, ...], path.read_text("utf-8"), path.name)
 
 
@@ -260,6 +275,16 @@ def prepare(folder: Path, seconds: float | None) -> None:
         subprocess.run([sys.executable, "-m", "llmpq", "sensitivity", inputs.model, *arguments], check=True)
     if seconds is not None:
         take_profile(inputs, seconds)
+
+
+@main.command()
+@FOLDER
+@click.option("--cluster", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
+def shares(folder: Path, names: Sequence[str]) -> None:
+    """Measure what the shares of a core are worth."""
+    asked = {device.speed for name in names for device in Cluster.load(CLUSTERS / f"{name}.yaml").devices}
+    inputs = Inputs(folder)
+    click.echo("\n".join(inputs.keep_shares(worth_of_shares(inputs, sorted(asked, reverse=True)))))
 
 
 @main.command()

@@ -72,8 +72,7 @@ def shares(folder: Path, names: Sequence[str]) -> None:
     asked = {device.speed for name in names for device in Case(name, inputs).cluster.devices}
     (kind,) = Case(names[0], inputs).program.graph.kinds
     found = worth_of_shares(sorted(asked, reverse=True), inputs.uniform("w8a8"), kind.kv_bytes_per_token, folder / "vllm.log")
-    (folder / "shares.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    click.echo("\n".join(f"{share:g} of a core: a CPU second is worth {worth:.2f}" for share, worth in found.items()))
+    click.echo("\n".join(inputs.keep_shares(found)))
 
 
 @main.command()

@@ -1,6 +1,5 @@
 """Case: a cluster with its model, its loads and everything that is known before anything is measured on it."""
 
-import json
 import random
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -44,13 +43,6 @@ VOCABULARY = 2048
 class Inputs(Prepared):
     """What `prepare` made: beside model, sensitivity and a profile in vLLM, the model's checkpoints at one precision."""
 
-    @property
-    def shares(self) -> dict[float, float]:
-        """What a CPU second of a share of a core is worth, where that was measured."""
-        path = self.folder / "shares.json"
-        found: dict[str, float] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return {float(share): worth for share, worth in found.items()}
-
     def uniform(self, option: str) -> Path:
         return self.folder / f"uniform-{option}"
 
@@ -67,10 +59,7 @@ class Case:
 
     @cached_property
     def as_measured(self) -> Cluster:
-        """The cluster with the speeds that its shares of a core are worth: what is planned for."""
-        worth = self.inputs.shares
-        devices = (replace(device, speed=device.speed * worth.get(device.speed, 1.0)) for device in self.cluster.devices)
-        return replace(self.cluster, devices=tuple(devices))
+        return self.inputs.as_measured(self.cluster)
 
     @property
     def has_slow_link(self) -> bool:
