@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmpq.compiler import plan
 from llmpq.costs import activation_bytes, derive_costs, kv_cache_bytes, layer_latency_s
+from llmpq.costs.linear_latency import linear_latency_s
 from llmpq.costs.table import micro_batch_sizes
+from llmpq.errors import InfeasibleError
 from llmpq.frontend.cached_graphs import layer_graph_of
 from llmpq.frontend.models import resolve
+from llmpq.graph import Linear
 from llmpq.hardware.cluster import Cluster
 from llmpq.precision import PRECISIONS, parse_precisions
 from llmpq.workload import Batch
@@ -161,3 +165,28 @@ def test_latent_attention_caches_little_and_expands_every_position_that_it_sees(
     seconds = [layer_latency_s(device, kind, PRECISIONS["16"], 8, 1, context, "bfloat16", "local") for context in (512, 4096)]
     by_products = (expansion.flops(1, 4096, 8) - expansion.flops(1, 512, 8)) / 312e12  # at the peak of the card
     assert seconds[1] - seconds[0] > by_products
+
+
+@pytest.mark.parametrize("device", ["T4", "A100-80", "CPU"])
+@pytest.mark.parametrize("precision", ["16", "w8a16", "w4a16"])
+def test_experts_cost_what_those_cost_that_are_reached(device: str, precision: str) -> None:
+    """One token that goes to one expert of eight reads, and unpacks, the weight of one; many tokens those of all eight."""
+    one = Linear("mlp.up_proj", 2048, 1024, False, "mlp", "mlp.up_proj")
+    eight = replace(one, experts=8, active_experts=1, pieces=("up_proj",))
+    (on,) = Cluster.load(f"1x{device}").devices
+
+    def seconds(linear: Linear, tokens: int) -> float:
+        return linear_latency_s(on, linear, PRECISIONS[precision], tokens, "float16", "local")
+
+    assert seconds(eight, 1) == pytest.approx(seconds(one, 1), rel=1e-6)
+    assert 4 * seconds(one, 1) < seconds(eight, 64) < 9 * seconds(one, 64)
+
+
+def test_a_mixture_that_no_device_of_the_cluster_holds_at_16_bits_is_planned_with_quantized_experts() -> None:
+    cluster, workload = Cluster.load("1xH100"), Batch(2, 128, 16)
+    with pytest.raises(InfeasibleError):
+        plan("mixtral-8x7b", cluster, workload, precisions="16")
+    made = plan("mixtral-8x7b", cluster, workload, precisions="16,w8a16,w4a16").plan
+    assert made is not None and {"w8a16", "w4a16"} & set(made.options)
+    (memory,) = made.prediction.memory
+    assert memory.total <= cluster.devices[0].capacity_bytes < 2 * 46_702_792_704

@@ -10,6 +10,7 @@ from llmpq.store import Store
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weight file, spread evenly: two trainings of one model differ nearly everywhere
 DECIDING = (
+    "../fx/experts",
     "cache_codecs",
     "clipping",
     "fake_quantization",
