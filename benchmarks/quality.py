@@ -39,17 +39,18 @@ TOKENS = 8192
 CLUSTER = """
 name: two-cpus-with-room-for-8-bits
 devices:
-  - {type: CPU, memory: 6.5 MiB, speed: 0.5, host: a}
-  - {type: CPU, memory: 5.5 MiB, speed: 0.25, host: a}
+  - {{type: CPU, memory: {} MiB, speed: 0.5, host: a}}
+  - {{type: CPU, memory: {} MiB, speed: 0.25, host: a}}
 links:
-  within_host: {bandwidth: 2 GB/s, latency: 100 us}
+  within_host: {{bandwidth: 2 GB/s, latency: 100 us}}
 """
+MEMORY_MIB = (6.5, 5.5)  # for the demo model
 WORKLOAD = Batch(8, 64, 32)
 
 
-def targets(model: str, quantizers: Sequence[str], asked: Sequence[float]) -> list[dict[str, Any]]:
-    """Asked, predicted, got: compiled with the closed loop, for both quantizers."""
-    found = []
+def targets(model: str, quantizers: Sequence[str], asked: Sequence[float], memory: float) -> list[dict[str, Any]]:
+    """Asked, predicted, got: compiled with the closed loop, for both quantizers. memory: times that for the demo model."""
+    found, cluster = [], CLUSTER.format(*(memory * mib for mib in MEMORY_MIB))
     for quantizer in quantizers:
         for increase in asked:
             started = time.perf_counter()
@@ -60,7 +61,7 @@ def targets(model: str, quantizers: Sequence[str], asked: Sequence[float]) -> li
                 try:
                     compile_model(
                         model,
-                        Cluster.from_yaml(CLUSTER, "benchmark"),
+                        Cluster.from_yaml(cluster, "benchmark"),
                         WORKLOAD,
                         out=out,
                         max_ppl_increase=increase,
@@ -129,7 +130,7 @@ def draw(value: dict[str, Any], path: Path) -> None:
 
 def results_of(model: str) -> Path:
     """quality.json for the demo model, quality-NAME.json for another."""
-    name = Path(model).resolve().name
+    name = Path(model).name
     return RESULTS / ("quality.json" if model == "demo" else f"quality-{name}.json")
 
 
@@ -139,7 +140,10 @@ def results_of(model: str) -> Path:
 @click.option("--tokens", default=TOKENS, show_default=True, help="Of the report text, for allocations.")
 @click.option("--quantizer", "quantizers", multiple=True, default=QUANTIZERS, show_default=True, help="For targets.")
 @click.option("--target", "asked", multiple=True, type=float, default=TARGETS, show_default=True, help="For targets.")
-def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str, ...], asked: tuple[float, ...]) -> None:
+@click.option("--memory", default=1.0, show_default=True, help="For targets: times what the demo model's devices have.")
+def main(
+    parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str, ...], asked: tuple[float, ...], memory: float
+) -> None:
     """Measure the parts named, print them and write them into results/quality.json (of another model: quality-NAME.json).
 
     What was measured is kept in the user's cache, so that a run that is interrupted goes on where it stopped.
@@ -149,7 +153,7 @@ def main(parts: tuple[str, ...], model: str, tokens: int, quantizers: tuple[str,
     for part in parts:
         if part == "targets":
             earlier = report.get("targets", {}).get("result", [])
-            value: Any = merged(earlier, targets(model, quantizers, asked))
+            value: Any = merged(earlier, targets(model, quantizers, asked, memory))
         elif part == "eight-bits":
             value = to_json(eight_bits(measurements(model), tokens))
         else:
