@@ -27,7 +27,7 @@ from hetero.calibration import calibrate
 from hetero.cgroups import Limits
 from hetero.gantt import beginning, busy, drawing
 from hetero.prepared import Prepared
-from hetero.warm import Outcome, Recorded, WarmDevices, busy_neighbour, warm_devices
+from hetero.warm import Outcome, Recorded, WarmDevices, busy_neighbour, key_of, warm_devices
 from machine import machine
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,6 @@ from llmpq.compiler import plan
 from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
-from llmpq.printing import format_ranges
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.report.spans import Span
 from llmpq.sensitivity import SensitivityTable
@@ -137,12 +136,6 @@ def _made(cluster: Cluster, inputs: Inputs) -> Iterator[Named]:
         found = SimulatorBackend(plans[names[0]], made[names[0]].graph, profile).run()
         spans = tuple(Span(each.stage, each.action, each.start_s, each.computed_s, each.end_s) for each in found.spans)
         yield Named(names, plans[names[0]], found.seconds, found.busy, spans)
-
-
-def key_of(made: Plan) -> str:
-    """What runs: sequences of a step of prefill and decode, and the layers of every device."""
-    stages = " | ".join(f"{stage.device} {format_ranges(stage.options, stage.first_layer)}" for stage in made.stages)
-    return f"{made.pipeline.prefill_micro_batch}/{made.pipeline.decode_micro_batch}: {stages}"
 
 
 def measure(devices: WarmDevices, named: Sequence[Named]) -> Iterator[tuple[Named, Outcome, tuple[Recorded, ...]]]:

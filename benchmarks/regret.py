@@ -23,7 +23,7 @@ import click
 from hetero.calibration import calibrate
 from hetero.cgroups import Limits, groups
 from hetero.neighbours import neighbours
-from hetero.warm import WarmDevices, busy_neighbour, warm_devices
+from hetero.warm import WarmDevices, busy_neighbour, key_of, warm_devices
 from machine import machine
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +32,6 @@ from llmpq.compiler import plan, prepare
 from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
-from llmpq.printing import format_ranges
 from llmpq.serialize import from_json, to_json
 from llmpq.workload import Batch
 
@@ -128,12 +127,6 @@ def write(path: Path, value: Json) -> None:
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     partial.replace(path)
-
-
-def key_of(made: Plan) -> str:
-    """What runs: two plans with the same key are the same run."""
-    stages = " | ".join(f"{stage.device} {format_ranges(stage.options, stage.first_layer)}" for stage in made.stages)
-    return f"{made.pipeline.prefill_micro_batch}/{made.pipeline.decode_micro_batch}: {stages}"
 
 
 def twin_key(cell: Cell, made: Plan) -> str:

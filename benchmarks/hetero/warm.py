@@ -16,6 +16,7 @@ sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from hetero.cgroups import ROOT, Group, Limits, groups, version
 
 from llmpq.plan import Plan
+from llmpq.printing import format_ranges
 from llmpq.runtime.launcher import free_port
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class Recorded:
     action: str
     start_s: float
     end_s: float
+
+
+def key_of(made: Plan) -> str:
+    """What runs: sequences of a step of prefill and decode, and the layers of every device. Equal keys are the same run."""
+    stages = " | ".join(f"{stage.device} {format_ranges(stage.options, stage.first_layer)}" for stage in made.stages)
+    return f"{made.pipeline.prefill_micro_batch}/{made.pipeline.decode_micro_batch}: {stages}"
 
 
 class WarmDevices:

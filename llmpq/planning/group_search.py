@@ -12,7 +12,7 @@ from llmpq.hardware.support import tensor_parallel_sizes
 from llmpq.planning.costing import on_groups
 from llmpq.planning.fallback import BUDGET_SHARE, Answer, capacity_notices, search_or_explain
 from llmpq.planning.orders import identical_devices, named_devices
-from llmpq.planning.search import ROUNDING, Search, Start
+from llmpq.planning.search import ROUNDING, Found, Search, Start
 from llmpq.planning.space import EVERYTHING
 from llmpq.program import Program, Request
 
@@ -69,11 +69,10 @@ def search_groups(program: Program, starts: tuple[Start, ...] = ()) -> Grouped:
     best = _best(searches)
     if best is None:
         return _without_budget(program, others, starts, bound, deadline)
-    assert best.best is not None
-    found = best.best
+    where, found = best
     proven = found.objective - bound <= gap * abs(found.objective) * (1 + ROUNDING)
     told = replace(found, bound=bound, proven=proven)
-    return Grouped(best.program, Answer(told, budget, capacity_notices(best.program, told)), places)
+    return Grouped(where, Answer(told, budget, capacity_notices(where, told)), places)
 
 
 def best_on_groups(program: Program, planner: Callable[[Program], Answer]) -> Grouped:
@@ -113,18 +112,17 @@ def _in_turns(searches: list[Search], doubtful: float, deadline: float, turn_s: 
         if time.monotonic() >= (doubtful if best is None else deadline):
             return
         each = waiting.pop(0) if waiting else min(going, key=lambda search: search.heap[0][0])
-        if best is not None and best is not each:
-            assert best.best is not None
-            each.below = min(each.below, best.best.objective * (1.0 - each.gap))
+        if best is not None and best[0] is not each.program:
+            each.below = min(each.below, best[1].objective * (1.0 - each.gap))
         going = [other for other in going if other is not each]
         if not each.proceed(time.monotonic() + turn_s):
             going.append(each)
 
 
-def _best(searches: list[Search]) -> Search | None:
-    """The one that found the best pipeline."""
-    found = [(each.best.objective, number) for number, each in enumerate(searches) if each.best is not None]
-    return searches[min(found)[1]] if found else None
+def _best(searches: list[Search]) -> tuple[Program, Found] | None:
+    """The best pipeline that any of them found, and the program that it was found on."""
+    found = ((each.program, each.best) for each in searches if each.best is not None)
+    return min(found, key=lambda pair: pair[1].objective, default=None)
 
 
 def _without_budget(

@@ -26,7 +26,7 @@ from llmpq.workload import Serving
 
 FIRST_SLICE = 0.25  # of the time limit, for the first run on one candidate; each further one has twice that
 ORDER_FREE_SLICE = 0.05
-DIVE_SLICE = 0.05
+DIVE_SLICE = 0.05  # for an early run on the most promising order
 ROUNDING = 1e-9  # relative, of a limit of the workload
 ORDERS_AT_ONCE = 20  # of a team, looked at before the next ones are made
 ORDER_FREE_GAP = 0.25  # of the gap of the search: what the order-free problem leaves open
@@ -102,6 +102,7 @@ class Search:
 
     missed: the least factor by which what was dropped exceeds the limits of the workload.
     below: objectives from there on do not matter; it may only fall while the search goes on.
+    relaxed_orders: how many orders were relaxed so far.
 
     A group is bounded by its order-free relaxation, split into teams (devices that are all used), a team into orders; an
     order is bounded by the relaxation of its problem and then solved. Nothing above the incumbent is looked at.
