@@ -1,13 +1,16 @@
 """Decision regret: measured throughput of the chosen plan against its measured neighbours, on throttled processes.
 
 OMP_NUM_THREADS=1 python benchmarks/regret.py profile          a profile of this machine, for a random-weight Llama
+OMP_NUM_THREADS=1 python benchmarks/regret.py speeds           a first plan of every cell, run: how fast its devices are by that
 OMP_NUM_THREADS=1 python benchmarks/regret.py plans            every cell's plan, 20 neighbours and all baselines
 OMP_NUM_THREADS=1 python benchmarks/regret.py measure [--seconds 170] [--cells 12]     what the seconds allow; call it again
 python benchmarks/regret.py summary
 
 A cell is a cluster of processes that may use shares of a core, and a batch. Every plan runs on our own runtime, a process per
-device, which only computes while its control group lets it. The chosen plan and the best neighbours are measured again in turns;
-so is the same plan with equal devices exchanged, which is as good as the chosen one: how far it comes out apart is the floor.
+device, which only computes while its control group lets it. The profile is taken in rounds, beside a neighbour that is busy as
+other stages are; first plans by it are run and correct the speeds of the cluster, as `llmpq validate` corrects a profile. The
+chosen plan and the best neighbours are measured again in turns; so is the same plan with equal devices exchanged, which is as
+good as the chosen one: how far it comes out apart is the floor.
 """
 
 import json
@@ -23,15 +26,19 @@ import click
 from hetero.calibration import calibrate
 from hetero.cgroups import Limits, groups
 from hetero.neighbours import neighbours
+from hetero.rounds import take_rounds
 from hetero.warm import WarmDevices, busy_neighbour, key_of, warm_devices
 from machine import machine
 from rich.console import Console
 from rich.table import Table
 
+from llmpq.backends.simulator import SimulatorBackend
 from llmpq.compiler import plan, prepare
 from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
+from llmpq.profiling.profile_file import read_profile
+from llmpq.profiling.sizes import Extent
 from llmpq.serialize import from_json, to_json
 from llmpq.workload import Batch
 
@@ -43,6 +50,7 @@ SHARES = {"1:1": (0.75, 0.75), "2:1": (1.0, 0.5), "4:1": (1.0, 0.25), "4:2:1": (
 WORKLOADS = {"prefill-heavy": Batch(4, 96, 5), "balanced": Batch(8, 48, 9), "decode-heavy": Batch(8, 16, 17)}
 PRECISIONS = ("16,w8a8,w8a16,w4a16", "16,w8a16,w4a16")  # in turn over the cells
 BASELINES = ("hand", "even", "fastest", "uniform", "pipeedge", "adabits", "transfer")
+PROFILE_ROUNDS = 3
 NEIGHBOURS = 20
 FINALISTS = 3  # that are measured again beside the chosen plan
 ROUNDS, RUNS = 3, 2  # turns of each of these, runs of a turn
@@ -69,10 +77,11 @@ class Cell:
     def shares(self) -> dict[str, float]:
         return {f"CPU:{index}": share for index, share in enumerate(SHARES[self.cluster])}
 
-    def spec(self) -> Cluster:
-        memory = [60 + round(160 * share) for share in self.shares.values()]
+    def spec(self, worth: dict[str, float]) -> Cluster:
+        """worth: of a share of a device, 1 where it is not there."""
         devices = [
-            f"  - {{type: CPU, memory: {mib} MiB, speed: {share}, host: a}}" for mib, share in zip(memory, self.shares.values())
+            f"  - {{type: CPU, memory: {60 + round(160 * share)} MiB, speed: {share * worth.get(name, 1.0)}, host: a}}"
+            for name, share in self.shares.items()
         ]
         return Cluster.from_yaml("\n".join([f"name: '{self.cluster}'", "devices:", *devices]), self.name)
 
@@ -105,8 +114,7 @@ def write_model(folder: Path) -> None:
 
 def plans_of(cell: Cell, work: Path) -> list[Json]:
     """The chosen plan, its neighbours and the baselines that differ from all of them."""
-    options: Json = {"precisions": cell.precisions, "indicator": "prior", "profile": work / "profile.json"}
-    asked = (str(work / "model"), cell.spec(), WORKLOADS[cell.workload])
+    asked, options = request(cell, work, read(work / "speeds.json").get(cell.cluster, {}))
     chosen = plan(*asked, **options).require("plan")
     program = prepare(*asked, **options)
     found: list[tuple[str, Plan]] = [("chosen", chosen)]
@@ -117,6 +125,26 @@ def plans_of(cell: Cell, work: Path) -> list[Json]:
         except InfeasibleError as error:
             print(f"{cell.name}: assign-{name}: {error.reasons[0]}")
     return [{"kind": kind, "plan": to_json(made)} for kind, made in found]
+
+
+def request(cell: Cell, work: Path, worth: dict[str, float]) -> tuple[tuple[str, Cluster, Batch], Json]:
+    """What llmpq.plan takes."""
+    options = {"precisions": cell.precisions, "indicator": "prior", "profile": work / "profile.json"}
+    return (str(work / "model"), cell.spec(worth), WORKLOADS[cell.workload]), options
+
+
+def worth_in(devices: WarmDevices, cell: Cell, work: Path) -> dict[str, float]:
+    """Of each device that a first plan of the cell uses: seconds that its actions were predicted to take over those they took."""
+    asked, options = request(cell, work, {})
+    program = plan(*asked, **options)
+    made = program.require("plan")
+    predicted = SimulatorBackend(made, program.graph, read_profile(work / "profile.json")).run().spans
+    taken = [each for _ in range(RUNS) for each in devices.record(made, 1)[1]]
+    found = {}
+    for index, stage in enumerate(made.stages):
+        expected_s = sum(span.computed_s - span.start_s for span in predicted if span.stage == index)
+        found[stage.device] = RUNS * expected_s / sum(each.end_s - each.start_s for each in taken if each.stage == index)
+    return found
 
 
 def read(path: Path) -> Json:
@@ -176,28 +204,33 @@ def main(context: click.Context, work: Path) -> None:
 
 
 @main.command()
-@click.option("--seconds", default=150.0, show_default=True)
+@click.option("--seconds", default=100.0, show_default=True, help="Of each round.")
 @click.pass_obj
 def profile(work: Path, seconds: float) -> None:
     """Measure this machine, alone."""
     import torch
 
-    from llmpq.frontend.models import resolve
-    from llmpq.precision import parse_precisions
-    from llmpq.profiling.profile_file import read_profile, write_profile
-    from llmpq.profiling.profiler import profile_model, subject_of
-    from llmpq.profiling.sizes import Extent
-
     torch.set_num_threads(1)
     write_model(work / "model")
     extent = Extent((1, 2, 4, 8), (16, 64, 128), (16, 64, 128), 512, seconds)
-    file = work / "profile.json"
-    begun = read_profile(file) if file.exists() else None
-    subject = subject_of(resolve(str(work / "model"), weights=False), "cpu")
     with busy_neighbour(work / "model"):
-        precisions = parse_precisions(PRECISIONS[0])
-        found = profile_model(subject, precisions, extent, lambda taken: write_profile(file, taken), begun)
+        found = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, work / "profile.json")
     print(f"{len(found.points)} points, band {found.band[0]:.0%} to {found.band[1]:.0%}, link {found.link}")
+
+
+@main.command()
+@click.pass_obj
+def speeds(work: Path) -> None:
+    """Measure, alone, what the devices' shares are worth: the median over the cells of a cluster."""
+    found: dict[str, dict[str, float]] = read(work / "speeds.json")
+    for cluster in (name for name in SHARES if name not in found):
+        own = [cell for cell in cells() if cell.cluster == cluster]
+        with warm_devices(work / "model", own[0].shares) as devices:
+            each = [worth_in(devices, cell, work) for cell in own]
+        known = {name: [worth[name] for worth in each if name in worth] for name in own[0].shares}
+        found[cluster] = {name: median(values) for name, values in known.items() if values}
+        write(work / "speeds.json", found)
+        print(cluster, {name: [round(value, 2) for value in values] for name, values in known.items()}, flush=True)
 
 
 @main.command()

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 
 from llmpq.compiler import plan, prepare
+from llmpq.costs.point import Point, Timing
+from llmpq.costs.profile import Machine, Profile
 from llmpq.plan import Plan
 from llmpq.planning.candidates import build_problem
 from llmpq.program import Program
@@ -102,3 +104,21 @@ def test_the_same_plan_on_equal_devices_exchanged_is_a_twin_and_no_rival(regret:
     assert regret.finalists(equal, made, own, runs) == (own, twin)
     assert regret.twin_key(equal, plans[0]) == regret.twin_key(equal, plans[1])
     assert regret.twin_key(unlike, plans[0]) != regret.twin_key(unlike, plans[1])
+
+
+def test_rounds_of_a_profile_become_medians_that_all_rounds_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rounds = load("rounds", BENCHMARKS / "hetero" / "rounds.py")
+    points = [Point("16", 1, tokens, 8, (Timing(1.0, 0.5, 2.0), None), *(Timing(1.0, 1.0, 1.0),) * 2) for tokens in (1, 8)]
+    taken = Profile("CPU", 1.0, "bfloat16", "tiny", (), "", Machine("Linux", "a processor", 2, 1, ()), tuple(points))
+    slower = replace(taken, points=tuple(point.scaled(2.0) for point in points))
+    merged = rounds.merge([taken, slower, replace(slower, points=slower.points[:1])])
+    assert [point.key for point in merged.points] == [points[0].key]
+    assert merged.points[0].layers == (Timing(2.0, 0.5, 4.0), None)
+    assert merged.points[0].rank is None
+
+
+def test_a_cell_takes_what_its_shares_are_worth(regret: ModuleType) -> None:
+    cell = next(cell for cell in regret.cells() if cell.cluster == "2:1")
+    speeds = [device.speed for device in cell.spec({"CPU:1": 0.8}).devices]
+    assert speeds == [1.0, pytest.approx(0.4)]

@@ -30,6 +30,7 @@ PATIENCE_S = 120.0  # for an answer of a process
 QUIET = 0.12  # cores that others may keep busy during a run
 MOST_TRIES = 3
 NEIGHBOUR_STARTS_S = 8.0  # imports, and weights
+DECODED = 4  # steps of the neighbour for a prompt of its
 MOST_KEPT = 24  # modules with weights that a process keeps for the plans to come
 
 
@@ -158,7 +159,7 @@ def warm_devices(model: Path, shares: dict[str, float], link_bytes_per_s: float 
 
 @contextmanager
 def busy_neighbour(model: Path) -> Iterator[None]:
-    """A second process beside this one that decodes two thirds of the time, as the other stages of a plan will."""
+    """A second process beside this one that prefills and decodes, four fifths of the time, as the other stages of a plan will."""
     process = multiprocessing.get_context("spawn").Process(target=_decode_on, args=(str(model),), daemon=True)
     process.start()
     time.sleep(NEIGHBOUR_STARTS_S)
@@ -181,8 +182,10 @@ def _decode_on(model: str) -> None:
     probe = Probe(subject_of(resolve(model, weights=False), "cpu"), PRECISIONS["w8a8"])
     while True:
         start = time.perf_counter()
-        probe.pass_times(4, 1, 64)
-        time.sleep((time.perf_counter() - start) / 2)
+        for _ in range(DECODED):
+            probe.pass_times(4, 1, 64)
+        probe.pass_times(1, 64, 64)
+        time.sleep((time.perf_counter() - start) / 4)
 
 
 def home() -> Group:
@@ -311,11 +314,11 @@ class Modules:
     def _filled(self, name: str, option: str, found: "nn.Module") -> "nn.Module":
         import torch
 
+        from llmpq.fused.prepare import prepare_stage
         from llmpq.profiling.random_weights import fill
-        from llmpq.quantization.quantized_linear import prepare_linears
 
         if (name, option) not in self._kept:
             fill(found, getattr(torch, self._subject.compute_dtype), self._subject.device)
-            prepare_linears(found)
+            prepare_stage(found)
             self._kept[name, option] = found
         return self._kept[name, option]
