@@ -155,7 +155,8 @@ def test_torch_lays_tiles_out_as_they_are_read_here(columns: int) -> None:
     codes = codes_of(64, columns)
     kernel = int4_kernel(PRECISIONS["w4a16"], 64, columns, torch.bfloat16, AMPERE)
     assert kernel is not None
-    assert torch.equal(codes_of_tiles(kernel.prepack(pack_codes(codes, 4).cuda())).cpu(), codes)
+    tiles, _ = kernel.prepack(pack_codes(codes, 4).cuda(), torch.ones(64, 1).cuda())
+    assert torch.equal(codes_of_tiles(tiles).cpu(), codes)
 
 
 @pytest.mark.gpu

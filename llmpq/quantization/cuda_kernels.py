@@ -1,13 +1,14 @@
 """CUDA kernels: torch's products of int4 and int8 weights, and which linears on which cards they take. Not yet run on a card."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from llmpq.precision import Precision
+from llmpq.quantization.marlin_kernel import marlin_kernel, takes_marlin
 from llmpq.quantization.rounding import QuantizedWeight, activation_codes
 
 Capability = tuple[int, int]
@@ -21,6 +22,18 @@ INT8_MOST_REFUSED, INT8_PADDED = 16, 32  # so few tokens are refused; padded to 
 INT4_FEW_TOKENS = 128
 
 
+class CardKernel(Protocol):
+    """A product of packed weights on a card, and the layout of codes and scales that it takes."""
+
+    def prepack(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """packed [rows, words] int32 of `llmpq.quantization.packing`, scale [rows, groups] -> both in its layout, no larger."""
+        ...
+
+    def product(self, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """x [tokens, columns] -> [tokens, rows] in x's dtype, which is scale's; tiles and scale of `prepack`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Int4Kernel:
     """w4a16 by `_weight_int4pack_mm`: tiles of the tensor cores, `inner_tiles` of them along the columns beside each other."""
@@ -29,16 +42,18 @@ class Int4Kernel:
     precision: Precision
     inner_tiles: int
 
-    def prepack(self, packed: Tensor) -> Tensor:
-        """packed [rows, words] int32 of `llmpq.quantization.packing` -> tiles, as many bytes."""
+    def prepack(self, packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """packed [rows, words] int32 -> tiles; scale [rows, groups] as it is."""
         tiles: Tensor = torch.ops.aten._convert_weight_to_int4pack(swapped_nibbles(packed), self.inner_tiles)
-        return tiles
+        return tiles, scale
 
     def product(self, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """x [tokens, columns] bfloat16 -> [tokens, rows]; scale [rows, groups] bfloat16.
+        """x [tokens, columns] bfloat16 -> [tokens, rows]; scale [rows, groups] bfloat16; many tokens by the dequantized weight.
 
         The operator wants a zero point beside every scale. They are put there per call: kept, they would double the scales.
         """
+        if len(x) > self.few_tokens:
+            return functional.linear(x, self.dequantized(tiles, scale, x.dtype), bias)
         beside = torch.stack((scale.t(), torch.zeros_like(scale.t())), dim=-1).contiguous()
         group = x.shape[1] // scale.shape[1]
         y: Tensor = torch.ops.aten._weight_int4pack_mm(x.contiguous(), tiles, group, beside)
@@ -53,6 +68,15 @@ def capability_of(device: torch.device) -> Capability:
     """Of an NVIDIA card; (0, 0) of every other device: AMD's cards have other tiles."""
     is_nvidia = device.type == "cuda" and torch.version.hip is None
     return torch.cuda.get_device_capability(device) if is_nvidia else (0, 0)
+
+
+def card_kernel(precision: Precision, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> CardKernel | None:
+    """What multiplies a weight-only linear of that size on a card: torch's int4 product, else gptqmodel's Marlin, else None."""
+    capability = capability_of(device)
+    int4 = int4_kernel(precision, rows, columns, dtype, capability)
+    if int4 is not None or not takes_marlin(precision, rows, columns, dtype, capability):
+        return int4
+    return marlin_kernel(precision, dtype, device)
 
 
 def int4_kernel(precision: Precision, rows: int, columns: int, dtype: torch.dtype, capability: Capability) -> Int4Kernel | None:

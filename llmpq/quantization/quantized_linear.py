@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from llmpq.errors import QuantizationError
 from llmpq.precision import Precision
-from llmpq.quantization.cuda_kernels import Int4Kernel, capability_of, int4_kernel, int8_product, takes_int8
+from llmpq.quantization.cuda_kernels import CardKernel, capability_of, card_kernel, int8_product, takes_int8
 from llmpq.quantization.dense_linear import use_dense_kernel
 from llmpq.quantization.int8_kernel import int8_kernel
 from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
@@ -25,7 +25,8 @@ class QuantizedLinear(nn.Module):
     or weight, weight_scale (w8a8), and bias. They are empty until a state dict is loaded.
     In fp32 the weight is dequantized per call: the reference. In 16 bits on CPU: weight-only by the packed kernels for few
     tokens, unpacked into a buffer that all linears share for many; w8a8 by an int8 product once `prepare` was called. On CUDA:
-    w4a16 and w8a8 by torch's products where the card and the sizes allow it, everything else dequantized per call.
+    w4a16 and w8a8 by torch's products where the card and the sizes allow it, w4a16 and w8a16 else by gptqmodel's where it is
+    installed, everything else dequantized per call.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class QuantizedLinear(nn.Module):
         self.out_features = out_features
         self.precision = precision
         self._prepacked: Tensor | None = None
-        self._int4: Int4Kernel | None = None
+        self._card: CardKernel | None = None
         for name, (stored, shape) in layout(precision, out_features, in_features, dtype).items():
             self.register_buffer(name, torch.empty(shape, dtype=stored, device=device))
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
@@ -50,14 +51,13 @@ class QuantizedLinear(nn.Module):
     def prepare(self) -> None:
         """Bring loaded codes into the layout of the device's product, in place of the buffer: as many bytes but for padding.
 
-        w8a8 on CPU, w4a16 on a card that has int4's.
+        w8a8 on CPU, weight-only on a card that has a product for it.
         """
         scale = self.get_buffer("weight_scale")
         if scale.device.type == "cuda":
-            shape = (self.out_features, self.in_features)
-            self._int4 = int4_kernel(self.precision, *shape, scale.dtype, capability_of(scale.device))
-            if self._int4 is not None:
-                self._prepacked = self._int4.prepack(self.get_buffer("weight_packed"))
+            self._card = card_kernel(self.precision, self.out_features, self.in_features, scale.dtype, scale.device)
+            if self._card is not None:
+                self._prepacked, self.weight_scale = self._card.prepack(self.get_buffer("weight_packed"), scale)
                 self.weight_packed = torch.empty(0, dtype=torch.int32, device=scale.device)
             return
         kernel = None if is_packed(self.precision) or self.precision.kind == "fp8" else int8_kernel()
@@ -91,13 +91,9 @@ class QuantizedLinear(nn.Module):
     def _by_prepacked(self, x: Tensor, prepacked: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             raise QuantizationError("this linear was prepared for its integer kernel; load the model again to compute in fp32")
-        scale, bias, int4, int8 = self.get_buffer("weight_scale"), self._buffers["bias"], self._int4, int8_kernel()
-        if int4 is None:
-            assert int8 is not None, "prepared by a kernel that is not there"
-            return int8.product(x, prepacked, scale, bias)
-        if len(x) <= int4.few_tokens:
-            return int4.product(x, prepacked, scale, bias)
-        return functional.linear(x, int4.dequantized(prepacked, scale, x.dtype), bias)
+        kernel = int8_kernel() if self._card is None else self._card
+        assert kernel is not None, "prepared by a kernel that is not there"
+        return kernel.product(x, prepacked, self.get_buffer("weight_scale"), self._buffers["bias"])
 
     def _is_for_int_mm(self, x: Tensor) -> bool:
         """Whether torch's int8 product takes it on this card."""
