@@ -26,6 +26,7 @@ from llmpq.compiled import load
 from llmpq.compiler import compile, plan
 from llmpq.costs.profile import Profile
 from llmpq.frontend.models import resolve
+from llmpq.fused.prepare import prepare_stage
 from llmpq.hardware.cluster import Cluster
 from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.plan import Plan
@@ -37,7 +38,6 @@ from llmpq.profiling.random_weights import fill
 from llmpq.profiling.sizes import QUICK, Extent
 from llmpq.profiling.validation import Comparison, compare, validate
 from llmpq.program import Program, Request
-from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.workload import Batch
 
 MEASURED = "16,w8a8,w8a16,w4a16"
@@ -121,7 +121,7 @@ class RandomStages:
         stages: list[nn.Module] = list(run_passes(program, parse_pipeline(LOWERING)).require("stages"))
         for stage in stages:
             fill(stage, getattr(torch, made.compute_dtype), subject.device)
-            prepare_linears(stage)
+            prepare_stage(stage)
             stage.eval().requires_grad_(False)
         return stages
 

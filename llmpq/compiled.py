@@ -92,8 +92,8 @@ class CompiledModel:
         """
         import torch
 
+        from llmpq.fused.prepare import prepare_stage
         from llmpq.fx.transfers import send_as
-        from llmpq.quantization.quantized_linear import prepare_linears
 
         module: GraphModule = self.program.require("stages")[index]
         held = self._moved_tensors(module) if self.is_moved else stage_tensors(self.directory, index)
@@ -109,7 +109,7 @@ class CompiledModel:
             send_as(module, getattr(torch, self.compute_dtype))
         module.to(self.torch_devices[index])
         if self.compute_dtype != "float32":
-            prepare_linears(module)
+            prepare_stage(module)
         return module.eval().requires_grad_(False)
 
     def _moved_tensors(self, module: "nn.Module") -> "dict[str, Tensor]":

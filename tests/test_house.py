@@ -15,9 +15,8 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("fix", "cache", "native", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("answers", "verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),
-    **dict.fromkeys(
-        ("pipeline_text", "passmanager", "comparison", "pipelines", "backend", "fx", "quantization", "checkpoint", "export"), 2
-    ),
+    **dict.fromkeys(("pipeline_text", "passmanager", "comparison", "pipelines", "backend", "fx", "quantization", "fused"), 2),
+    **dict.fromkeys(("checkpoint", "export"), 2),
     **dict.fromkeys(("frontend", "passes", "runtime"), 3),
     "backends": 4,
     **dict.fromkeys(

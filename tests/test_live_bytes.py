@@ -9,6 +9,7 @@ import torch
 from llmpq.costs.live_bytes import stage_bytes
 from llmpq.costs.memory import logits_bytes
 from llmpq.frontend.models import resolve
+from llmpq.fused.prepare import prepare_stage
 from llmpq.graph import LayerKind
 from llmpq.op_graph import Size
 from llmpq.precision import PRECISIONS
@@ -19,7 +20,6 @@ from llmpq.profiling.profiler import subject_of
 from llmpq.profiling.random_weights import fill
 from llmpq.quantization import quantized_linear
 from llmpq.quantization.int8_kernel import OneDnnKernel
-from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
@@ -50,7 +50,7 @@ def test_a_prefill_and_a_decode_step_hold_no_more_than_predicted_and_hardly_less
     graph = subject.graph
     module = lowered(subject, (precision,) * graph.num_layers)
     fill(module, torch.bfloat16, torch.device("cpu"))
-    prepare_linears(module)
+    prepare_stage(module)
     attention = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
     stage = Stage(module.eval().requires_grad_(False), attention, torch.bfloat16)
     with LiveTensors(module.state_dict(keep_vars=True).values()) as meter:
@@ -112,7 +112,7 @@ def test_no_family_holds_more_than_predicted_with_kernels_or_without_padded_or_n
         module = lowered(subject, (precision,) * graph.num_layers)
         fill(module, torch.bfloat16, torch.device("cpu"))
         if packed:
-            prepare_linears(module)
+            prepare_stage(module)
         attention = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
         stage = MeteredStage(module.eval().requires_grad_(False), attention, torch.bfloat16)
         for lengths in ((70, 70), (70, 31)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule
 
+from llmpq.fused.prepare import prepare_stage
 from llmpq.fx.graphs import copy_graph, with_graph
 from llmpq.generation import SamplingParams
 from llmpq.graph import LayerGraph
@@ -19,7 +20,6 @@ from llmpq.plan import Stage as PlannedStage
 from llmpq.precision import Precision
 from llmpq.profiling.random_weights import SEED, fill
 from llmpq.program import Program, Request
-from llmpq.quantization.quantized_linear import prepare_linears
 from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.sampling import sample
 from llmpq.runtime.stage import Stage
@@ -70,7 +70,7 @@ class Probe:
         options = tuple(precision.name if has[kind] else "16" for kind in graph.layer_kind)
         module = without_layers(lowered(subject, options), tuple(graph.layer_names[i] for i in self._dropped()))
         fill(module, dtype, subject.device)
-        prepare_linears(module)
+        prepare_stage(module)
         self._clock = clock if subject.device.type == "cpu" else synchronized(clock)
         self._times: list[float] = []
         self._decoded: tuple[int, int] | None = None  # sequences and positions of the cache that is there

@@ -97,9 +97,9 @@ def packed_kernels() -> PackedKernels | None:
     return None if library is None else PackedKernels(library)
 
 
-def over_rows(rows: int, run: Callable[..., object]) -> None:
-    """`run(first, last)` over all rows, in as many parts as torch uses threads, one after the other's end."""
-    parts = max(1, min(torch.get_num_threads(), rows // LEAST_ROWS))
+def over_rows(rows: int, run: Callable[..., object], least: int = LEAST_ROWS) -> None:
+    """`run(first, last)` over all rows, in as many parts as torch uses threads, of `least` rows each."""
+    parts = max(1, min(torch.get_num_threads(), rows // least))
     ends = [rows * part // parts for part in range(parts + 1)]
     if parts == 1:
         run(c_int64(0), c_int64(rows))
