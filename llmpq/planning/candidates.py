@@ -8,6 +8,7 @@ from llmpq.costs.kv_blocks import PAGED
 from llmpq.costs.table import micro_batch_sizes
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
+from llmpq.hardware.link import Link
 from llmpq.layer_option import mean_bits
 from llmpq.plan import SERVED_TOKENS
 from llmpq.planning.option_sets import OptionSet, only_options, option_sets
@@ -217,17 +218,22 @@ def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: tup
 
 
 def _links(cluster: Cluster, order: Order, costs: PhaseCosts, rows: int) -> tuple[tuple[float, ...], ...]:
-    """Forward links carry the hidden state, after what the stage before them spends beside; backward ones (the return from last
-    to first) the tokens."""
+    """Forward links carry the hidden state, backward ones (the return from last to first) the tokens."""
     links = link_table(cluster)
 
-    def forward_s(i: int, j: int) -> float:
-        return links[i][j].transfer_s(costs.hidden_bytes) + costs.beside_s(i, is_last=False)
+    def seconds(a: int, b: int) -> float:
+        i, j = order[a], order[b]
+        return forward_s(links[i][j], costs, i) if a < b else return_s(links[i][j], costs, i, rows)
 
-    def back_s(i: int, j: int) -> float:
-        return links[i][j].transfer_s(rows * TOKEN_BYTES) + costs.beside_s(i, is_last=True)
+    stages = range(len(order))
+    return tuple(tuple(0.0 if a == b else seconds(a, b) for b in stages) for a in stages)
 
-    return tuple(
-        tuple(0.0 if a == b else forward_s(i, j) if a < b else back_s(i, j) for b, j in enumerate(order))
-        for a, i in enumerate(order)
-    )
+
+def forward_s(link: Link, costs: PhaseCosts, device: int) -> float:
+    """Seconds of the hidden state on its way to the next stage, after what the stage before, on that device, spends beside."""
+    return link.transfer_s(costs.hidden_bytes) + costs.beside_s(device, is_last=False)
+
+
+def return_s(link: Link, costs: PhaseCosts, device: int, rows: int) -> float:
+    """Seconds of the tokens of `rows` sequences on their way from the last stage, on that device, to the first."""
+    return link.transfer_s(rows * TOKEN_BYTES) + costs.beside_s(device, is_last=True)

@@ -11,7 +11,7 @@ from llmpq.costs.table import phase_costs
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import LayerOption, parse_option
 from llmpq.plan import Plan
-from llmpq.planning.candidates import TOKEN_BYTES
+from llmpq.planning.candidates import forward_s, return_s
 from llmpq.workload import Batch, Serving
 
 
@@ -76,7 +76,7 @@ def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], 
 def _forward(plan: Plan, costs: PhaseCosts) -> tuple[float, ...]:
     """The hidden state from each stage but the last to the next one."""
     links = (plan.cluster.link(a.device, b.device) for a, b in pairwise(plan.stages))
-    return tuple(link.transfer_s(costs.hidden_bytes) + costs.beside_s(stage, is_last=False) for stage, link in enumerate(links))
+    return tuple(forward_s(link, costs, stage) for stage, link in enumerate(links))
 
 
 def _return_s(plan: Plan, costs: PhaseCosts) -> float:
@@ -84,5 +84,4 @@ def _return_s(plan: Plan, costs: PhaseCosts) -> float:
     first, last = plan.stages[0].device, plan.stages[-1].device
     if first == last:
         return 0.0
-    link_s = plan.cluster.link(last, first).transfer_s(plan.pipeline.decode_micro_batch * TOKEN_BYTES)
-    return link_s + costs.beside_s(len(plan.stages) - 1, is_last=True)
+    return return_s(plan.cluster.link(last, first), costs, len(plan.stages) - 1, plan.pipeline.decode_micro_batch)
