@@ -37,6 +37,7 @@ from llmpq.compiler import plan, prepare
 from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
+from llmpq.profiling.link import measure_link
 from llmpq.profiling.profile_file import read_profile
 from llmpq.profiling.sizes import Extent
 from llmpq.serialize import from_json, to_json
@@ -213,8 +214,9 @@ def profile(work: Path, seconds: float) -> None:
     torch.set_num_threads(1)
     write_model(work / "model")
     extent = Extent((1, 2, 4, 8), (16, 64, 128), (16, 64, 128), 512, seconds)
+    link = measure_link()  # by processes that wait for nothing else
     with busy_neighbour(work / "model"):
-        found = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, work / "profile.json")
+        found = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, link, work / "profile.json")
     print(f"{len(found.points)} points, band {found.band[0]:.0%} to {found.band[1]:.0%}, link {found.link}")
 
 
