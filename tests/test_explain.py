@@ -10,7 +10,7 @@ import pytest
 from llmpq.answers.explanation import Explanation, explain
 from llmpq.answers.layers import LayerAnswer
 from llmpq.answers.prices import Price
-from llmpq.answers.stage_times import PhaseTime, stage_times
+from llmpq.answers.stage_bounds import PhaseBound, stage_bounds
 from llmpq.answers.subject import Subject, program_of
 from llmpq.errors import ClusterError, InputError
 from llmpq.hardware.cluster import Cluster
@@ -62,7 +62,7 @@ def price(found: Explanation, kind: str, device: str = "") -> Price:
 
 def test_stage_times_make_up_the_predicted_seconds(tight: Program) -> None:
     plan, subject = tight.require("plan"), Subject.of(tight)
-    stages, problem = stage_times(subject), subject.problem
+    stages, problem = stage_bounds(subject), subject.problem
     prefill = [stage.prefill.total_s for stage in stages if stage.prefill is not None]
     decode = [stage.decode.total_s for stage in stages]
     assert isclose(sum(prefill) + (problem.prefill_micro_batches - 1) * max(prefill), plan.prediction.prefill_s)
@@ -74,17 +74,17 @@ def test_stage_times_of_serving_make_up_the_time_per_token() -> None:
     plain = program(llama_graph(6), two_cpus(), precisions="16,w4a16")
     request = replace(plain.request, workload=Serving(1.0, 32, 16))
     ready = run_passes(replace(plain, request=request), parse_pipeline(PIPELINE))
-    stages = stage_times(Subject.of(ready))
+    stages = stage_bounds(Subject.of(ready))
     decode = [stage.decode.total_s for stage in stages]
     assert [stage.prefill for stage in stages] == [None] * len(stages)
     assert isclose(max(sum(decode), len(stages) * max(decode)), ready.require("plan").load.tpot_s)
 
 
 def test_a_phase_is_bound_by_its_longest_part() -> None:
-    assert PhaseTime(1.0, 0.1, 0.6, 0.2, 0.1).bound == "compute"
-    assert PhaseTime(1.0, 0.1, 0.2, 0.6, 0.1).bound == "bandwidth"
-    assert PhaseTime(1.0, 0.1, 0.1, 0.2, 0.6).bound == "overhead"
-    assert PhaseTime(1.0, 1.1, 0.6, 0.2, 0.1).bound == "link"
+    assert PhaseBound(1.0, 0.1, 0.6, 0.2, 0.1).bound == "compute"
+    assert PhaseBound(1.0, 0.1, 0.2, 0.6, 0.1).bound == "bandwidth"
+    assert PhaseBound(1.0, 0.1, 0.1, 0.2, 0.6).bound == "overhead"
+    assert PhaseBound(1.0, 1.1, 0.6, 0.2, 0.1).bound == "link"
 
 
 def test_the_price_of_memory_is_what_planning_with_more_of_it_saves(tight: Program, explained: Explanation) -> None:

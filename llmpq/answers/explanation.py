@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llmpq.answers.layers import LayerAnswer, answer_layer
 from llmpq.answers.prices import Price, shadow_prices
-from llmpq.answers.stage_times import Bottleneck, StageTime, bottlenecks, stage_times
+from llmpq.answers.stage_bounds import Bottleneck, StageBounds, bottlenecks, stage_bounds
 from llmpq.answers.subject import Subject
 from llmpq.errors import InputError
 from llmpq.plan import Plan
@@ -34,7 +34,7 @@ class Explanation:
     tokens_per_s: float
     best_s: float
     bottlenecks: tuple[Bottleneck, ...]
-    stages: tuple[StageTime, ...]
+    stages: tuple[StageBounds, ...]
     bound_by: tuple[str, ...]
     prices: tuple[Price, ...]
     idle: tuple[IdleDevice, ...] = ()
@@ -61,7 +61,7 @@ def explain(
     plan = subject.plan
     name = None if device is None else _place(subject, plan.cluster.device(device).name)
     base = subject.solved() or plan
-    stages = stage_times(subject)
+    stages = stage_bounds(subject)
     answered = None if layer is None else answer_layer(subject, base, layer)
     prices = shadow_prices(subject, base, name) if layer is None else ()
     shown = name if answered is None else answered.device

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from llmpq.answers.layers import Alternative, LayerAnswer, NextBest
 from llmpq.answers.prices import Price
-from llmpq.answers.stage_times import Bottleneck, PhaseTime, StageTime
+from llmpq.answers.stage_bounds import Bottleneck, PhaseBound, StageBounds
 from llmpq.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _bottleneck(item: Bottleneck) -> str:
     return f"{item.phase + ' waits for':<16} {item.device}, {seconds} a micro-batch, bound by {BOUND_WORDS[item.bound]}{trip}"
 
 
-def _stage(stage: StageTime) -> list[str]:
+def _stage(stage: StageBounds) -> list[str]:
     memory = stage.memory
     room = f"{format_bytes(memory.total)} of {format_bytes(memory.capacity)}, {format_bytes(memory.capacity - memory.total)} left"
     phases = [("prefill", stage.prefill), ("decode", stage.decode)]
@@ -58,7 +58,7 @@ def _stage(stage: StageTime) -> list[str]:
     return [head, *(f"  {_phase(name, time)}" for name, time in phases if time is not None)]
 
 
-def _phase(name: str, time: PhaseTime) -> str:
+def _phase(name: str, time: PhaseBound) -> str:
     parts = f"arithmetic {format_seconds(time.compute_s)}, memory {format_seconds(time.bandwidth_s)}"
     parts += f", launches {format_seconds(time.overhead_s)}"
     return f"{name:<8} {format_seconds(time.seconds):>8} + link {format_seconds(time.link_s)}; alone: {parts}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DecodeModel = Literal["round_trip", "per_token_flush", "llm_pq"]
+Phase = Literal["prefill", "decode"]
 Sense = Literal["<=", ">=", "=="]
 Cells = tuple[tuple[tuple[float | None, ...], ...], ...]  # [kind][device][option], None = unsupported
 Matrix = tuple[tuple[float, ...], ...]
@@ -175,11 +176,8 @@ def load_problem(path: Path) -> Problem:
 def evaluate(problem: Problem, assignment: Assignment) -> Evaluation:
     """Costs of an assignment by the formulas of DESIGN.md, Costs and Planning; link times follow the order of use."""
     sensitivity = math.fsum(problem.sensitivity[layer][option] for layer, option in enumerate(assignment.option))
-    used = assignment.used_devices
-    prefill = _stage_times(problem, problem.prefill_s, assignment, problem.first_stage.prefill_s, problem.last_stage.prefill_s)
-    decode = _stage_times(problem, problem.decode_s, assignment, problem.first_stage.decode_s, problem.last_stage.decode_s)
-    prefill_s = prefill_latency(problem, prefill, [problem.link_prefill_s[a][b] for a, b in pairwise(used)] + [0.0])
-    decode_s = decode_latency(problem, decode, [problem.link_decode_s[a][b] for a, b in zip(used, used[1:] + used[:1])])
+    prefill_s = prefill_latency(problem, *phase_times(problem, assignment, "prefill"))
+    decode_s = decode_latency(problem, *phase_times(problem, assignment, "decode"))
     latency = prefill_s + decode_s
     held = _bytes(problem, assignment)
     violations = _violations(problem, assignment, sensitivity, held)
@@ -202,6 +200,18 @@ def decode_latency(problem: Problem, stages: list[float], links: list[float]) ->
     if problem.decode_model == "per_token_flush":
         return rounds * (total + (micro_batches - 1) * slowest)
     return total + rounds * (micro_batches - 1) * slowest
+
+
+def phase_times(problem: Problem, assignment: Assignment, phase: Phase) -> tuple[list[float], list[float]]:
+    """Seconds of a micro-batch on every used device, in order of use, and on the link that leaves it; prefill returns nothing."""
+    used = assignment.used_devices
+    if phase == "prefill":
+        links = [problem.link_prefill_s[a][b] for a, b in pairwise(used)] + [0.0]
+        first, last = problem.first_stage.prefill_s, problem.last_stage.prefill_s
+        return _stage_times(problem, problem.prefill_s, assignment, first, last), links
+    links = [problem.link_decode_s[a][b] for a, b in zip(used, used[1:] + used[:1])]
+    first, last = problem.first_stage.decode_s, problem.last_stage.decode_s
+    return _stage_times(problem, problem.decode_s, assignment, first, last), links
 
 
 def _stage_times(

@@ -1,7 +1,6 @@
-"""Stage times: what each stage of a plan takes in each phase, and what bounds it: arithmetic, memory traffic, launches, links."""
+"""Stage bounds: what bounds each stage of a plan in each phase: arithmetic, memory traffic, launches, links."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from llmpq.answers.subject import Subject
@@ -16,16 +15,15 @@ from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Size
 from llmpq.plan import SERVED_TOKENS, DeviceMemory
 from llmpq.program import Program
-from llmpq.solver.problem import Cells, EndCost, Matrix
+from llmpq.solver.problem import Phase, phase_times
 from llmpq.workload import Batch, Workload
 
 Bound = Literal["compute", "bandwidth", "overhead", "link"]
-Phase = Literal["prefill", "decode"]
 Parts = tuple[tuple[float, int, int, int], ...]  # of a step: (how often, new tokens, context, sequences)
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseTime:
+class PhaseBound:
     """One micro-batch (when serving: one step) in one stage.
 
     seconds: predicted, its link apart; compute_s, bandwidth_s, overhead_s: what its arithmetic, its memory traffic and its
@@ -58,14 +56,14 @@ class PhaseTime:
 
 
 @dataclass(frozen=True, slots=True)
-class StageTime:
+class StageBounds:
     """One stage; `prefill` None when serving, where steps mix both."""
 
     device: str
     first_layer: int
     last_layer: int
-    prefill: PhaseTime | None
-    decode: PhaseTime
+    prefill: PhaseBound | None
+    decode: PhaseBound
     memory: DeviceMemory
 
 
@@ -80,19 +78,19 @@ class Bottleneck:
     by_trip: bool
 
 
-def stage_times(subject: Subject) -> tuple[StageTime, ...]:
+def stage_bounds(subject: Subject) -> tuple[StageBounds, ...]:
     """Every stage of the plan, in order."""
     plan = subject.plan
     phases: tuple[Phase, ...] = ("decode",) if plan.prediction.load else ("prefill", "decode")
-    times = {phase: _phase_times(subject, phase) for phase in phases}
-    prefill: tuple[PhaseTime | None, ...] = times.get("prefill") or (None,) * len(plan.stages)
+    times = {phase: _phase_bounds(subject, phase) for phase in phases}
+    prefill: tuple[PhaseBound | None, ...] = times.get("prefill") or (None,) * len(plan.stages)
     return tuple(
-        StageTime(stage.device, stage.layers[0], stage.layers[-1], before, after, memory)
+        StageBounds(stage.device, stage.layers[0], stage.layers[-1], before, after, memory)
         for stage, before, after, memory in zip(plan.stages, prefill, times["decode"], plan.prediction.memory, strict=True)
     )
 
 
-def bottlenecks(subject: Subject, stages: tuple[StageTime, ...]) -> tuple[Bottleneck, ...]:
+def bottlenecks(subject: Subject, stages: tuple[StageBounds, ...]) -> tuple[Bottleneck, ...]:
     """The slowest stage of prefill (of a batch) and of decode."""
     prefill = [stage.prefill for stage in stages if stage.prefill is not None]
     decode = _bottleneck("decode", stages, [stage.decode for stage in stages], subject.problem.decode_micro_batches)
@@ -101,39 +99,27 @@ def bottlenecks(subject: Subject, stages: tuple[StageTime, ...]) -> tuple[Bottle
     return _bottleneck("prefill", stages, prefill, subject.problem.prefill_micro_batches), decode
 
 
-def _bottleneck(phase: Phase, stages: tuple[StageTime, ...], times: list[PhaseTime], batches: int) -> Bottleneck:
+def _bottleneck(phase: Phase, stages: tuple[StageBounds, ...], times: list[PhaseBound], batches: int) -> Bottleneck:
     slowest = max(range(len(times)), key=lambda j: times[j].total_s)
     longest = times[slowest].total_s
     trip = phase == "decode" and sum(time.total_s for time in times) > batches * longest * (1 + 1e-9)
     return Bottleneck(phase, stages[slowest].device, times[slowest].bound, longest, trip)
 
 
-def _phase_times(subject: Subject, phase: Phase) -> tuple[PhaseTime, ...]:
-    problem, plan = subject.problem, subject.plan
-    cells: Cells = problem.prefill_s if phase == "prefill" else problem.decode_s
-    links: Matrix = problem.link_prefill_s if phase == "prefill" else problem.link_decode_s
+def _phase_bounds(subject: Subject, phase: Phase) -> tuple[PhaseBound, ...]:
+    plan, parts = subject.plan, _parts(subject.plan.workload, subject, phase)
     load = plan.prediction.load
     scale = 1.0 if load is None else load.running / SERVED_TOKENS
-    hops = [links[a][b] for a, b in pairwise(range(len(plan.stages)))]
-    hops.append(links[len(plan.stages) - 1][0] if phase == "decode" else 0.0)
-    parts = _parts(plan.workload, subject, phase)
     found = []
-    for j, stage in enumerate(plan.stages):
-        options = [problem.options.index(name) for name in stage.options]
-        seconds = sum(cells[problem.layer_kind[i]][j][b] or 0.0 for i, b in zip(stage.layers, options))
-        seconds += _end_s(problem.first_stage, phase, j) if j == 0 else 0.0
-        seconds += _end_s(problem.last_stage, phase, j) if j == len(plan.stages) - 1 else 0.0
+    for stage, seconds, link_s in zip(plan.stages, *phase_times(subject.problem, subject.assignment, phase), strict=True):
         device = plan.cluster.device(stage.device)
+        options = [subject.problem.options.index(name) for name in stage.options]
         shares = [roofline_shares(subject.program, device, i, b, parts) for i, b in zip(stage.layers, options)]
         compute, bandwidth = (sum(share[k] for share in shares) for k in (0, 1))
         sent = sum(_collective_s(subject.program, device, i, parts) for i in stage.layers)
         overhead = len(stage.options) * device.type.overhead_s / device.speed
-        found.append(PhaseTime(scale * seconds, scale * hops[j], compute, bandwidth, overhead, sent))
+        found.append(PhaseBound(scale * seconds, scale * link_s, compute, bandwidth, overhead, sent))
     return tuple(found)
-
-
-def _end_s(end: EndCost, phase: str, device: int) -> float:
-    return end.prefill_s[device] if phase == "prefill" else end.decode_s[device]
 
 
 def _parts(workload: Workload, subject: Subject, phase: str) -> Parts:
