@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 from machine import machine
+from random_llama import SMALL, random_llama
 from rich.console import Console
 from rich.table import Table
 
@@ -58,7 +59,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("random-2048x16", (Cell(1, 64, 9), Cell(4, 64, 9), Cell(16, 32, 9)), 3),
+    Subject(SMALL, (Cell(1, 64, 9), Cell(4, 64, 9), Cell(16, 32, 9)), 3),
     Subject("demo", (Cell(1, 64, 33), Cell(4, 64, 33), Cell(16, 64, 33)), 7),
 )
 
@@ -74,26 +75,15 @@ class Times:
 Generate = Callable[[Sequence[Sequence[int]], int], Times]
 
 
-def save_random_llama(folder: Path, hidden: int = 2048, layers: int = 16) -> None:
+def save_random_llama(folder: Path) -> None:
     """Made in 16 bits from the start: never more than the model itself in memory."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4 // 128 * 128,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128,
-        vocab_size=8192,
-        max_position_embeddings=1024,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
     torch.set_default_dtype(torch.bfloat16)
     try:
-        LlamaForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(random_llama(SMALL)).save_pretrained(folder)
     finally:
         torch.set_default_dtype(torch.float32)
 

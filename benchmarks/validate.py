@@ -1,8 +1,8 @@
 """Validate: predicted beside measured of models that run on this machine, by a profile of it that was taken just before.
 
 python benchmarks/validate.py [--model demo] [--rounds 3] [--seconds 170] [--json FILE]     again until all cells are there
-python benchmarks/validate.py --model random-2048x16                16 layers of hidden size 2048, random weights that no disk has
-python benchmarks/validate.py --model random-2048x16 --memory       bytes alone, which need no quiet machine and no profile
+python benchmarks/validate.py --model random-2048x16-32k            16 layers of hidden size 2048, random weights that no disk has
+python benchmarks/validate.py --model random-2048x16-32k --memory   bytes alone, which need no quiet machine and no profile
 """
 
 import gc
@@ -18,6 +18,7 @@ from typing import Any
 import click
 import torch
 from machine import machine
+from random_llama import LARGE, random_llama
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -44,10 +45,10 @@ MEASURED = "16,w8a8,w8a16,w4a16"
 CLUSTERS = ("1xCPU", "1xCPU+1xCPU")
 WORKLOADS = {
     "demo": (Batch(1, 64, 32), Batch(4, 200, 32), Batch(8, 64, 32)),
-    "random-2048x16": (Batch(1, 64, 12), Batch(2, 100, 12), Batch(4, 32, 12)),
+    LARGE: (Batch(1, 64, 12), Batch(2, 100, 12), Batch(4, 32, 12)),
 }
 # Off the workloads' sizes, so that what is compared is interpolated.
-LARGE = Extent((1, 2, 4), (16, 48, 128), (32, 160), 256, 120.0)
+LONG = Extent((1, 2, 4), (16, 48, 128), (32, 160), 256, 120.0)
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(".validate")
 Json = dict[str, Any]
@@ -76,27 +77,6 @@ def cells(model: str, precisions: str) -> Iterator[Cell]:
     """By precision, then cluster: weights are made anew when one of them changes."""
     workloads = WORKLOADS.get(model, WORKLOADS["demo"])
     return (Cell(cluster, batch, name) for name in precisions.split(",") for cluster in CLUSTERS for batch in workloads)
-
-
-def write_model(folder: Path) -> None:
-    """The configuration of random-2048x16: 0.8 billion parameters, weights wherever they are needed."""
-    from transformers import LlamaConfig
-
-    folder.mkdir(parents=True, exist_ok=True)
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        eos_token_id=None,
-        bos_token_id=None,
-        dtype="bfloat16",
-    ).save_pretrained(folder)
 
 
 class RandomStages:
@@ -194,7 +174,7 @@ def show(result: Json) -> None:
 
 
 @click.command()
-@click.option("--model", default="demo", show_default=True, help="demo, random-2048x16, or a directory.")
+@click.option("--model", default="demo", show_default=True, help="demo, random-2048x16-32k, or a directory.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--precisions", default="16,w8a8,w4a16", show_default=True, help="Uniform precisions.")
 @click.option("--seconds", default=170.0, show_default=True, help="No cell is begun after so many.")
@@ -205,12 +185,12 @@ def main(model: str, rounds: int, precisions: str, seconds: float, memory: bool,
     """Profile, then compare as many cells as the seconds allow; what the JSON file has is not measured again."""
     deadline = time.monotonic() + seconds
     torch.set_num_threads(1)
-    is_random = model == "random-2048x16"
+    is_random = model == LARGE
     folder = work / model
     folder.mkdir(parents=True, exist_ok=True)
     source = str(folder / "model") if is_random else model
     if is_random:
-        write_model(folder / "model")
+        random_llama(LARGE).save_pretrained(folder / "model")
     name = "validate" + ("" if model == "demo" else f"-{model}") + ("-memory" if memory else "")
     path = path or RESULTS / f"{name}.json"
     subject = subject_of(resolve(source, weights=False), "cpu")
@@ -218,7 +198,7 @@ def main(model: str, rounds: int, precisions: str, seconds: float, memory: bool,
     result |= {"machine": machine(), "model": model, "rounds": 1 if memory else rounds}
     file = None if memory else folder / "profile.json"
     if file is not None:
-        result["band"] = profiled(subject, file, LARGE if is_random else QUICK).band
+        result["band"] = profiled(subject, file, LONG if is_random else QUICK).band
     stages = RandomStages(subject)
     for cell in cells(model, precisions):
         if cell.name in result["cells"] or time.monotonic() > deadline:
