@@ -1,13 +1,18 @@
-"""Ceilings: what one core of this machine reads per second and multiplies per second at most, measured out of registers."""
+"""Ceilings: what one core of this machine reads per second and multiplies per second at most, measured out of registers.
+
+python benchmarks/ceilings.py [--seconds 30] [--processes 2]      how steady they are, and what processes leave each other
+"""
 
 import ctypes
+import multiprocessing
 import time
 from collections.abc import Callable
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
+import click
 import torch
 
 from llmpq.native import load_library
@@ -16,6 +21,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 READ_BYTES = 256 << 20  # beyond any cache
 TURNS, SUMS = 4_000_000, 12
 ROUNDS = 7
+STEADY_READ_BYTES, STEADY_TURNS = 64 << 20, 400_000  # of a process that goes on: 4 ms and 2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +63,38 @@ def _seconds(run: Callable[[], object]) -> float:
         run()
         found.append(time.perf_counter() - start)
     return median(found)
+
+
+def rates(seconds: float) -> tuple[list[float], list[float]]:
+    """Bytes per second and bfloat16 operations per second, in turns for so long."""
+    library, memory = load_library(SOURCE, ("-O3",), this_cpu=True), torch.ones(STEADY_READ_BYTES, dtype=torch.uint8)
+    assert library is not None and library.is_supported(), "AVX-512 VNNI and bfloat16, and a C compiler"
+    library.bfloat16_products.restype = ctypes.c_float
+    read, multiplied, end = [], [], time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        library.read_all(c_void_p(memory.data_ptr()), c_int64(STEADY_READ_BYTES))
+        between = time.perf_counter()
+        library.bfloat16_products(c_int64(STEADY_TURNS))
+        read.append(STEADY_READ_BYTES / (between - start))
+        multiplied.append(STEADY_TURNS * SUMS * 64 / (time.perf_counter() - between))
+    return read, multiplied
+
+
+@click.command()
+@click.option("--seconds", default=30.0, show_default=True)
+@click.option("--processes", default=2, show_default=True, help="At once, each on what core it gets.")
+def main(seconds: float, processes: int) -> None:
+    """Median, and the first and last tenth."""
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for count in sorted({1, processes}):
+            for number, (read, multiplied) in enumerate(pool.map(rates, [seconds] * count, chunksize=1)):
+                click.echo(f"{count} at once, process {number}: reads {told(read)} GB/s, multiplies {told(multiplied)} Gflop/s")
+
+
+def told(rate: list[float]) -> str:
+    low, *_, high = quantiles(rate, n=10)
+    return f"{median(rate) / 1e9:.1f} ({low / 1e9:.1f}-{high / 1e9:.1f})"
+
+
+if __name__ == "__main__":
+    main()
