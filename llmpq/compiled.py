@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmpq.backend import Backend
 from llmpq.checkpoint.lowering_file import Lowering
 from llmpq.checkpoint.manifest import check_size, is_output
-from llmpq.checkpoint.output_checks import read_plan
+from llmpq.checkpoint.output_checks import read_plan, require_stored_as_planned
 from llmpq.checkpoint.reader import read_json
 from llmpq.checkpoint.replacing import replacing
 from llmpq.checkpoint.shards import stage_tensors, tensors_by_name
@@ -386,6 +386,7 @@ def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledMo
     plan = read_plan(path)
     source = with_module(replace(resolve(path, weights=False), name=plan.model), module)
     graph = layer_graph_of(source).with_cache(plan.kv_precision)
+    require_stored_as_planned(path, graph, plan)
     request = Request(plan.cluster, plan.workload, parse_options(tuple(dict.fromkeys(plan.options))))
     program = Program(graph, request, compute_dtype=plan.compute_dtype, plan=plan, graph_module=traced_module_of(source))
     return CompiledModel(path, run_passes(program, Lowering.read(path).load(path)), plan.compute_dtype)

@@ -1,5 +1,6 @@
 """Experts in one parameter, and Conv1D, quantized: written, verified, loaded, and compared with the dequantized reference."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -206,6 +207,23 @@ def test_experts_that_few_tokens_reach_are_rounded_and_named(folder: Path) -> No
     (report,) = read_json(out / "build.json")["quantization"]["layers"]
     named = [name for name in report["rounded"] if re.search(r"mlp\.experts\.\d\.(gate|up|down)_proj$", name)]
     assert named == report["rounded"] and 0 < len(named) <= 24
+
+
+@pytest.mark.parametrize(("family", "modules"), [("gpt2", 4), ("qwen3_moe", 24)])
+def test_an_output_of_a_release_that_left_them_at_16_bits_is_to_be_compiled_again(
+    family: str, modules: int, folder: Path, tmp_path: Path
+) -> None:
+    """config.json as such a release wrote it: the plan says w8a16, but the modules of that layer are in no group."""
+    out = tmp_path / "out"
+    shutil.copytree(compiled(family, ("16", "w8a16"), folder), out)
+    config = read_json(out / "config.json")
+    for scheme in config["quantization_config"]["config_groups"].values():
+        scheme["targets"] = [name for name in scheme["targets"] if family == "qwen3_moe" and ".experts." not in name]
+    (out / "config.json").write_text(json.dumps(config))
+    first = {"gpt2": "attn.c_attn", "qwen3_moe": "mlp.experts.0.gate_proj"}[family]
+    told = f"out: .*1.{first} is stored at 16, expected w8a16 by its plan [(]{modules} such modules[)]: another release"
+    with pytest.raises(CheckpointError, match=told):
+        load(out)
 
 
 def test_other_quantized_experts_and_conv1d_are_loaded_by_llmpq_alone(folder: Path) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from llmpq.checkpoint.loadable_engines import quantized_linears
 from llmpq.checkpoint.quantization_config import module_precisions
-from llmpq.checkpoint.reader import CONFIG_FILE, Checkpoint
+from llmpq.checkpoint.reader import CONFIG_FILE, Checkpoint, read_json
 from llmpq.checkpoint.stage_layout import stage_file
 from llmpq.errors import CheckpointError
 from llmpq.fx.split_linears import split_linears
+from llmpq.graph import LayerGraph
 from llmpq.layer_option import SEPARATOR
 from llmpq.plan import Plan
 from llmpq.precision import Precision
@@ -27,6 +29,22 @@ def read_plan(out: Path) -> Plan:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; is {out} the output of llmpq compile? {REMEDY}")
     return loads(Plan, path.read_text(encoding="utf-8"), PLAN_FILE)
+
+
+def require_stored_as_planned(out: Path, graph: LayerGraph, plan: Plan) -> None:
+    """Raises CheckpointError where config.json has a module at another precision than its plan, as today's llmpq reads it.
+
+    So it is where a release did not quantize what this one does (experts in one parameter and Conv1D, at first).
+    """
+    planned = {name: precision.name for name, _, precision in quantized_linears(graph, plan)}
+    stored = {name: precision.name for name, precision in module_precisions(read_json(out / CONFIG_FILE)).items()}
+    unlike = [name for name in {**planned, **stored} if planned.get(name, "16") != stored.get(name, "16")]
+    if unlike:
+        first, more = unlike[0], f" ({len(unlike)} such modules)" if unlike[1:] else ""
+        raise CheckpointError(
+            f"{out}: {first} is stored at {stored.get(first, '16')}, expected {planned.get(first, '16')} by its plan{more}: "
+            "another release of llmpq wrote it; compile the model again"
+        )
 
 
 def structural_problems(out: Path) -> Iterator[str]:
