@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmpq import Batch, compile, load
+from llmpq.backends.vllm_check import gaps
 from llmpq.backends.vllm_environment import PYTHON_VARIABLE, engine_python
 from llmpq.commands.engine_check import reference_log_probs, token_windows
 from llmpq.errors import InputError
@@ -172,3 +173,5 @@ def test_the_reference_gives_a_log_probability_for_every_token_but_the_first(mix
     found = reference_log_probs(mixture_out, windows)
     assert [len(numbers) for numbers in found] == [11, 11]
     assert all(number < 0 for numbers in found for number in numbers)
+    rounded = reference_log_probs(mixture_out, windows, in_bf16=True)
+    assert 0 < max(gaps(rounded, found)) < 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmpq.backends import vllm_server
-from llmpq.backends.vllm_check import VllmCheck, check_server
+from llmpq.backends.vllm_check import VllmCheck, check_server, tolerance_of
 from llmpq.backends.vllm_server import VllmServer
 from llmpq.errors import BackendError
 from llmpq.runtime.launcher import free_port
@@ -83,9 +83,13 @@ def test_what_the_server_refuses_is_told(server: VllmServer) -> None:
 
 def test_a_check_compares_every_token_and_the_blocks(server: VllmServer) -> None:
     with server:
-        found = check_server(server, [[9, 1, 2], [9, 3]], [[-1.0, -2.03], [-3.0]], kv_blocks=7)
-    assert (found.tokens, found.kv_blocks_found, found.problems) == (3, 7, ())
+        found = check_server(server, [[9, 1, 2], [9, 3]], [[-1.0, -2.03], [-3.0]], 0.02, kv_blocks=7)
+    assert (found.tokens, found.tolerance, found.kv_blocks_found, found.problems) == (3, 0.02, 7, ())
     assert found.mean_difference == pytest.approx(0.01) and found.max_difference == pytest.approx(0.03)
+
+
+def test_an_engine_may_be_off_by_twice_what_bf16_costs_the_reference() -> None:
+    assert tolerance_of([[-1.0, -2.0], [-3.3]], [[-1.0, -2.3], [-3.0]]) == pytest.approx(2 * 0.2)
 
 
 def test_a_mismatch_is_told_with_its_figures() -> None:

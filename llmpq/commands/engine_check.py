@@ -16,10 +16,12 @@ WINDOWS, WINDOW = 4, 256  # stretches of the text, tokens of each at most
 
 def check(server: "VllmServer", settings: "VllmSettings", out: Path, text: str) -> "VllmCheck":
     """Ask the running server and compare. Raises BackendError with the figures when something does not hold."""
-    from llmpq.backends.vllm_check import check_server
+    from llmpq.backends.vllm_check import check_server, tolerance_of
 
     windows = token_windows(out, text, settings.max_model_len - 1)
-    found = check_server(server, windows, reference_log_probs(out, windows), settings.kv_blocks)
+    reference = reference_log_probs(out, windows)
+    tolerance = tolerance_of(reference_log_probs(out, windows, in_bf16=True), reference)
+    found = check_server(server, windows, reference, tolerance, settings.kv_blocks)
     if found.problems:
         raise BackendError("vLLM does not run what was compiled", found.problems)
     return found
@@ -38,14 +40,14 @@ def token_windows(out: Path, text: str, longest: int) -> list[list[int]]:
     return [ids[start : start + length] for start in sorted(starts)]
 
 
-def reference_log_probs(out: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Of every token but the first of each window, by the model in `out` with dequantized weights, in fp32."""
+def reference_log_probs(out: Path, windows: Sequence[Sequence[int]], in_bf16: bool = False) -> list[list[float]]:
+    """Of every token but the first of each window, by the model in `out` with dequantized weights, in fp32 or in bf16."""
     import torch
 
     from llmpq.checkpoint.reference import reference_model
     from llmpq.quantization.original import log_probs_of
 
-    log_probs = log_probs_of(reference_model(out))
+    log_probs = log_probs_of(reference_model(out, torch.bfloat16 if in_bf16 else torch.float32))
     with torch.inference_mode():
         return [
             [float(number) for number in log_probs(window)[:-1].gather(1, torch.tensor(window[1:])[:, None])[:, 0]]
