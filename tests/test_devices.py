@@ -1,5 +1,7 @@
 """Device library: figures, names, cards."""
 
+from itertools import pairwise
+
 import pytest
 
 from llmpq.errors import ClusterError
@@ -29,6 +31,9 @@ def test_every_type_of_the_design_is_known() -> None:
 def test_every_type_is_complete_and_plausible(device_type: DeviceType) -> None:
     assert device_type.source and device_type.efficiency_source
     assert 0.3 < device_type.prefill_efficiency < 1 and 0.3 < device_type.decode_efficiency < 1
+    assert device_type.cache_efficiency is None or 0.3 < device_type.cache_efficiency < 1
+    steps = [(1, 1.0), *device_type.row_steps]
+    assert all(a < b and slower > faster for (a, faster), (b, slower) in pairwise(steps))
     assert 0 < device_type.reserve_bytes < device_type.memory_bytes / 4
     assert 1e-6 < device_type.overhead_s < 1e-2
     assert {"fp32", "fp16"} <= set(dict(device_type.flops)) <= set(DTYPES)

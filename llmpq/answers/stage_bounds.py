@@ -6,7 +6,7 @@ from typing import Literal
 from llmpq.answers.subject import Subject
 from llmpq.costs.linear_latency import DTYPE
 from llmpq.costs.op_latency import COLLECTIVES, collectives_s
-from llmpq.costs.peaks import seconds_at_efficiency
+from llmpq.costs.peaks import row_factor, seconds_at_efficiency
 from llmpq.costs.shard import shard
 from llmpq.graph import LayerKind
 from llmpq.hardware.cluster import Device
@@ -154,16 +154,20 @@ def roofline_shares(program: Program, device: Device, layer: int, option: int, p
     lower = native and all(part.is_quantized and part.activation_bits < 16 for part in precision.parts)
     dtype = {"int": "int8", "fp8": "fp8"}[precision.parts[-1].kind] if lower else DTYPE[program.require("compute_dtype")]
     tokens = round(sum(often * new * rows for often, new, _, rows in parts))
-    moved = measured(kind.ops.traffic(lambda op: op.kind not in ("view", *COLLECTIVES))) + _weights_moved(
-        kind, precision, native, tokens
-    )
+    again = row_factor(device.type, tokens) - 1
+    moved = measured(kind.ops.traffic(lambda op: op.kind not in ("view", *COLLECTIVES)))
+    moved += _weights_moved(kind, precision, native, tokens, again)
     compute = seconds_at_efficiency(device.type, dtype, measured(kind.ops.flops), 0.0)
     return compute / device.speed, seconds_at_efficiency(device.type, dtype, 0.0, moved) / device.speed
 
 
-def _weights_moved(kind: LayerKind, precision: LayerOption, native: bool, tokens: int) -> float:
-    """Bytes of weights that are read, of experts those that are reached; written and read again where they are unpacked."""
+def _weights_moved(kind: LayerKind, precision: LayerOption, native: bool, tokens: int, again: float) -> float:
+    """Bytes of weights that are read, of experts those that are reached; written and read again where they are unpacked.
+
+    again: times more that products of 16 bits read theirs, as a step of their rows is worth.
+    """
     held = sum(op.weight_bytes for op in kind.ops.ops)
     reached = sum(op.weight_reads(1, 1, tokens) for op in kind.ops.ops) / held if held else 1.0
-    unpacked = 0 if native or not precision.is_quantized else 2 * sum(w.nbytes for w in kind.ops.weights)
-    return reached * (kind.weight_bytes(precision) + unpacked)
+    times = 2 + again if precision.is_quantized else again
+    at_16_bits = 0.0 if native and precision.is_quantized else times * sum(w.nbytes for w in kind.ops.weights)
+    return reached * (kind.weight_bytes(precision) + at_16_bits)

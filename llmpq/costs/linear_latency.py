@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from llmpq.costs.peaks import seconds_at_efficiency
+from llmpq.costs.peaks import row_factor, seconds_at_efficiency
 from llmpq.graph import FLOAT_BYTES, Linear
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.support import support
@@ -53,12 +53,16 @@ def _measured_s(device: Device, linear: Linear, precision: Precision, tokens: in
 
 
 def _roofline_s(device: Device, linear: Linear, used: Precision, tokens: int, compute_dtype: ComputeDtype, native: bool) -> float:
-    nbytes = linear.weight_bytes(used) * _touched(linear, tokens) / linear.experts
+    touched = _touched(linear, tokens)
+    nbytes = linear.weight_bytes(used) * touched / linear.experts
     nbytes += tokens * (linear.in_features + linear.out_features) * linear.active_experts * FLOAT_BYTES
+    at_16_bits = linear.in_features * linear.out_features * FLOAT_BYTES * touched
     dtype = DTYPE[compute_dtype]
     if not native:
-        nbytes += 2 * linear.in_features * linear.out_features * FLOAT_BYTES * _touched(linear, tokens)
+        nbytes += 2 * at_16_bits
     elif used.activation_bits < 16:
         dtype = {"int": "int8", "fp8": "fp8"}[used.kind]
+    if compute_dtype != "float32" and (not native or used == SIXTEEN):
+        nbytes += at_16_bits * (row_factor(device.type, tokens * linear.active_experts / touched) - 1)
     flops = 2 * tokens * linear.in_features * linear.out_features * linear.active_experts
     return roofline_s(device, dtype, flops, nbytes)

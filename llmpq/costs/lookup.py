@@ -59,7 +59,8 @@ def attention_seconds(
     points = np.array([[rows, context, heads, kv_heads]], np.float64)
     warm = float(load_attention_table(name).latency_s(points, np.array([float(tokens)]), hardware)[0])
     cache_bytes = 2 * rows * context * kv_heads * head_dim * hardware.kv_bytes
-    return max(warm, cache_bytes / (COLD_READ * hardware.bandwidth_bytes_per_s))
+    cold = device_type.cache_efficiency or COLD_READ
+    return max(warm, cache_bytes / (cold * hardware.bandwidth_bytes_per_s))
 
 
 def has_table(device_type: DeviceType, precision: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from llmpq.costs.linear_latency import DTYPE, SIXTEEN, linear_latency_s, roofline_s
+from llmpq.costs.peaks import attention_at_efficiency
 from llmpq.graph import Attention, LayerKind, Linear
 from llmpq.hardware.cluster import Device
 from llmpq.hardware.collective_table import collective_s
@@ -101,7 +102,7 @@ def _heads_s(
     pairs = rows * tokens * (seen - min(tokens, seen) / 2)
     flops = 2 * pairs * heads.num_heads * (heads.head_dim + heads.value_dim)
     kv_bytes = Attention(heads.num_heads, heads.num_kv_heads, heads.head_dim, None, heads.value_dim, 0, kept).kv_bytes_per_token
-    return roofline_s(device, DTYPE[compute_dtype], flops, rows * seen * kv_bytes)
+    return attention_at_efficiency(device.type, DTYPE[compute_dtype], flops, rows * seen * kv_bytes) / device.speed
 
 
 def streams_s(device: Device, ops: OpGraph, measure: Measure, compute_dtype: ComputeDtype) -> float:

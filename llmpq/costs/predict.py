@@ -1,5 +1,6 @@
 """Predicted latency of single operations: from a measured table where there is one, else by roofline, with a band each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
@@ -9,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from llmpq.costs.attention_table import ELEMENT_BYTES, attention_hardware
 from llmpq.costs.band import ROOFLINE_16_BIT, ROOFLINE_ATTENTION, ROOFLINE_QUANTIZED
 from llmpq.costs.gemm_table import OUTPUT_BYTES, hardware_of
-from llmpq.costs.peaks import seconds_at_efficiency
+from llmpq.costs.peaks import attention_at_efficiency, row_factor, seconds_at_efficiency
 from llmpq.costs.shipped import (
     Source,
     attention_table_name,
@@ -25,6 +26,7 @@ from llmpq.errors import InputError
 from llmpq.hardware.devices import DeviceType, device_types
 
 Array = NDArray[np.float64]
+Roofline = Callable[[DeviceType, str, float, float], float]
 LAUNCHES_PER_LAYER = 12  # that the overhead of a layer stands for (devices.yaml)
 _KV_DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16", "16": "bfloat16", "bfloat16": "bfloat16", "fp8": "fp8"}
 
@@ -155,7 +157,8 @@ def _with_band(latency: Array, factors: Array, source: Source) -> Estimate:
 
 def roofline_gemm_s(device: DeviceType, dtype: str, m: Array, n: Array, k: Array) -> Array:
     """Seconds by the peaks of the device at the efficiencies of its class, and one launch."""
-    nbytes = WEIGHT_BYTES[dtype] * n * k + ACTIVATION_BYTES[dtype] * m * k + OUTPUT_BYTES * m * n
+    read = np.array([row_factor(device, rows) for rows in m]) if dtype == "bfloat16" else 1.0
+    nbytes = read * WEIGHT_BYTES[dtype] * n * k + ACTIVATION_BYTES[dtype] * m * k + OUTPUT_BYTES * m * n
     return roofline_s(device, PEAKS[dtype], 2 * m * n * k, nbytes) + device.overhead_s / LAUNCHES_PER_LAYER
 
 
@@ -163,12 +166,12 @@ def _roofline_attention(device: DeviceType, points: Array, new: Array, head_dim:
     rows, context, heads, kv_heads = points.T
     nbytes = 2 * rows * head_dim * (context * kv_heads * ELEMENT_BYTES[kv] + new * heads * ELEMENT_BYTES[dtype])
     flops = 4 * rows * heads * head_dim * new * (context - (new - 1) / 2)
-    return roofline_s(device, PEAKS[dtype], flops, nbytes)
+    return roofline_s(device, PEAKS[dtype], flops, nbytes, attention_at_efficiency)
 
 
-def roofline_s(device: DeviceType, dtype: str, flops: Array, nbytes: Array) -> Array:
-    """`seconds_at_efficiency` of arrays."""
-    compute, traffic = (seconds_at_efficiency(device, dtype, *unit) for unit in ((1.0, 0.0), (0.0, 1.0)))
+def roofline_s(device: DeviceType, dtype: str, flops: Array, nbytes: Array, one: Roofline = seconds_at_efficiency) -> Array:
+    """`seconds_at_efficiency` of arrays, or that of attention."""
+    compute, traffic = (one(device, dtype, *unit) for unit in ((1.0, 0.0), (0.0, 1.0)))
     return np.maximum(compute * flops, traffic * nbytes)
 
 

@@ -14,7 +14,7 @@ from llmpq.costs.part_times import measured_s, with_cache
 from llmpq.costs.profile import Profile
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import Step
-from llmpq.costs.table import CostTable, PhaseCosts, ServingStep
+from llmpq.costs.table import CostTable, PhaseCosts, ServingStep, most_rows_of
 from llmpq.costs.table import derive_costs as derive_batch_costs
 from llmpq.costs.transfers import sent_bytes
 from llmpq.graph import LayerGraph, LayerKind
@@ -69,7 +69,10 @@ def _derive_serving(
     graph = shard(graph, ranks_of(cluster.devices))
     measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
     mixed = _MixedSteps(graph, cluster.devices, workload, precisions, compute_dtype, engine, timed, measured)
-    means = {sequences: mixed.costs(sequences, workload.prefill_tokens(sequences)) for sequences in _sequences(workload)}
+    means = {
+        sequences: mixed.costs(sequences, workload.prefill_tokens(sequences))
+        for sequences in _sequences(workload, cluster.devices)
+    }
     steps = tuple(step for sequences, mean in means.items() for step in _steps(workload, mixed, sequences, mean))
     budgets = sorted({step.token_budget for step in steps}, reverse=True)
     return CostTable(
@@ -104,13 +107,15 @@ def mean_step_costs(
     return mixed.costs(sequences, workload.prefill_tokens(sequences))
 
 
-def _sequences(workload: Serving) -> list[int]:
-    """Numbers of decoding sequences of a step, those whose step fits into the largest token budget."""
-    found, size = [], 1
+def _sequences(workload: Serving, devices: tuple[Device, ...]) -> list[int]:
+    """Numbers of decoding sequences of a step, those whose step fits into the largest token budget; also the most whose step has
+    no more rows than some device multiplies at the tile of fewer."""
+    most, size = 1 + workload.prefill_tokens(1), 1
+    found = {sequences for rows in most_rows_of(devices) if 1 <= (sequences := int(rows / most)) <= MOST_SEQUENCES}
     while size <= MOST_SEQUENCES and size + workload.prefill_tokens(size) <= LARGEST_BUDGET:
-        found.append(size)
+        found.add(size)
         size = max(size + 1, int(size * GROWTH))
-    return found
+    return sorted(found)
 
 
 def _steps(workload: Serving, mixed: "_MixedSteps", sequences: int, mean: PhaseCosts) -> list[ServingStep]:

@@ -107,14 +107,21 @@ class CostTable:
         return next(entry for entry in entries if entry.micro_batch == micro_batch)
 
 
-def micro_batch_sizes(workload: Batch, num_devices: int) -> tuple[tuple[int, int], ...]:
-    """Candidate (prefill, decode) micro-batch sizes: decode splits the batch into 1 .. 2 N, prefill divides decode.
+def micro_batch_sizes(workload: Batch, num_devices: int, most_rows: Iterable[int] = ()) -> tuple[tuple[int, int], ...]:
+    """Candidate (prefill, decode) micro-batch sizes: decode splits the batch into 1 .. N, and 2 N, prefill divides decode.
 
+    Between N and 2 N also the fewest parts of at most so many of `most_rows`, beyond which products take longer (`most_rows_of`).
     Prefill in single sequences is always among them: a smaller batch then never needs more memory.
     """
-    splits = sorted({*range(1, num_devices + 1), 2 * num_devices})
+    below = {-(-workload.batch_size // rows) for rows in most_rows}
+    splits = {*range(1, num_devices + 1), *(below & set(range(num_devices, 2 * num_devices))), 2 * num_devices}
     decode = sorted({-(-workload.batch_size // k) for k in splits if k <= workload.batch_size}, reverse=True)
     return tuple((size // part, size) for size in decode for part in sorted({1, 2, 4, 8, 16, 32, size}) if size % part == 0)
+
+
+def most_rows_of(devices: Iterable[Device]) -> tuple[int, ...]:
+    """Rows of a product beyond which some device takes another, slower tile, ascending."""
+    return tuple(sorted({least - 1 for device in devices for least, _ in device.type.row_steps}))
 
 
 def derive_costs(
@@ -137,7 +144,12 @@ def derive_costs(
     profile = profile if profile is not None and profile.compute_dtype == compute_dtype else None
     graph = shard(graph, ranks_of(cluster.devices))
     together = resident_sizes(workload.batch_size) if queue else (workload.batch_size,)
-    pairs = {pair for size in together for pair in micro_batch_sizes(replace(workload, batch_size=size), len(cluster.devices))}
+    most_rows = most_rows_of(cluster.devices)
+    pairs = {
+        pair
+        for size in together
+        for pair in micro_batch_sizes(replace(workload, batch_size=size), len(cluster.devices), most_rows)
+    }
     middle = workload.prompt_len + workload.gen_len // 2  # decode is costed half way through the generation
 
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from llmpq.units import parse_bandwidth, parse_bytes, parse_time
 
 DeviceKind = Literal["cuda", "rocm", "cpu"]
 DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
+_RARE = {"rare": True}  # what llmpq.serialize writes only where it is not the default
 _MAKERS = {"NVIDIA", "TESLA", "GEFORCE", "QUADRO", "AMD", "INSTINCT", "GENERATION", "GPU"}
 _OTHER_CARD = {"TI", "SUPER", "LAPTOP", "MOBILE", "MAX", "D", "MIG", "NVL"}  # words that make it another card
 
@@ -25,6 +26,9 @@ class DeviceType:
     flops: (dtype, operations per second), dense, on tensor cores where there are any; a dtype that is absent is not supported.
     prefill_efficiency: the fraction of `flops` that a layer reaches on long prompts; decode_efficiency: the fraction of the
     bandwidth that it reaches with few sequences; overhead_s: launch overhead of one layer-forward.
+    cache_efficiency: the fraction of the bandwidth at which attention reads keys and values; None: not measured.
+    row_steps: (rows, factor), ascending: a 16-bit product of so many rows or more takes `factor` times as long to read its
+    weights as one of few, since the library takes another tile; () where that was not measured.
     precisions: None, or the only precisions that the type can run (types defined in a cluster file).
     """
 
@@ -41,6 +45,8 @@ class DeviceType:
     source: str
     efficiency_source: str = "assumed"
     precisions: tuple[str, ...] | None = None
+    cache_efficiency: float | None = field(default=None, metadata=_RARE)
+    row_steps: tuple[tuple[int, float], ...] = field(default=(), metadata=_RARE)
 
     @property
     def supports_bf16(self) -> bool:
@@ -146,6 +152,8 @@ def _read_entry(name: str, figures: dict[str, Any], data: dict[str, Any]) -> _En
         overhead_s=parse_time(defaults["overhead"]),
         source=f"{figures['source']}; memory: {figures.get('memory_source', data['memory_source'])}",
         efficiency_source=efficiency["source"],
+        cache_efficiency=efficiency.get("cache"),
+        row_steps=tuple(sorted(efficiency.get("row_steps", {}).items())),
     )
     return _Entry(device_type, tuple(figures.get("aliases", ())), tuple(figures.get("card", "").upper().split()))
 

@@ -5,7 +5,7 @@ from math import inf
 
 from llmpq.costs import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.kv_blocks import PAGED
-from llmpq.costs.table import micro_batch_sizes
+from llmpq.costs.table import micro_batch_sizes, most_rows_of
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
@@ -83,10 +83,11 @@ def candidate_groups(program: Program, *, together: bool = True) -> tuple[Group,
         sets = (*((everything, count) for count in flights), *((devices, 1) for devices in alone))
         return tuple(Group(devices, step.token_budget, step.sequences, count) for devices, count in sets for step in steps)
     several = (everything,) if together and len(everything) > 1 else ()
+    most_rows = most_rows_of(program.request.cluster.devices)
     sizes = [
         (*pair, resident, options)
         for resident in residents(program.request)
-        for pair in micro_batch_sizes(resident_batch(workload, resident), len(everything))
+        for pair in micro_batch_sizes(resident_batch(workload, resident), len(everything), most_rows)
         for options in option_sets(program, *pair)
     ]
     if program.request.engine not in PAGED:

@@ -6,7 +6,7 @@ from llmpq.costs import CostTable, PhaseCosts
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.memory import kv_cache_bytes
 from llmpq.costs.shard import ranks_of, shard
-from llmpq.costs.table import micro_batch_sizes, phase_costs
+from llmpq.costs.table import micro_batch_sizes, most_rows_of, phase_costs
 from llmpq.graph import LayerGraph
 from llmpq.planning.candidates import Group
 from llmpq.planning.engine_limits import engine_limits, without_devices
@@ -49,7 +49,8 @@ class Shares:
 
     def sizes(self, share: int, devices: int) -> tuple[tuple[int, int], ...]:
         """(prefill, decode) micro-batch sizes of a pipeline of so many devices."""
-        return micro_batch_sizes(replace(self.batch, batch_size=share), devices)
+        most_rows = most_rows_of(self.program.request.cluster.devices)
+        return micro_batch_sizes(replace(self.batch, batch_size=share), devices, most_rows)
 
     def groups(self, program: Program, team: Team) -> tuple[Group, ...]:
         """The candidates of a team, of the program of a share."""
