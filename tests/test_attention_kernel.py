@@ -204,4 +204,4 @@ def test_what_the_kernel_does_not_take_is_what_sdpa_makes_of_it(with_kernel: boo
     ]
     for case, options in cases:
         wanted, _ = sdpa_attention_forward(module, *case, **options)
-        assert torch.equal(attention._attention(module, *case, **options)[0], wanted)
+        assert torch.equal(attention.attention(module, *case, **options)[0], wanted)

@@ -21,7 +21,7 @@ def use_attention_kernel(module: nn.Module) -> None:
     """
     if attention_kernel() is None:
         return
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attention)
     copies: dict[int, PreTrainedConfig] = {}
     for found in module.modules():
         config = getattr(found, "config", None)
@@ -35,7 +35,7 @@ def _switched(config: PreTrainedConfig) -> PreTrainedConfig:
     return switched
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
