@@ -29,7 +29,7 @@ MODULES = ("gptqmodel.utils.marlin", "gptqmodel.utils.marlin_scalar_type")
 
 @dataclass(frozen=True, slots=True)
 class MarlinKernel:
-    """w4a16 or w8a16 by `gptq_marlin_gemm`, for any number of tokens, summed in fp32.
+    """w4a16 or w8a16 by `gptq_marlin_gemm`, for any number of tokens; summed in fp32, on Turing within a block in fp16.
 
     library: gptqmodel's `utils.marlin`; code_type: how it calls codes + 8, or + 128; locks: zeros that blocks take turns by.
     """
