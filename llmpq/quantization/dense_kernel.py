@@ -49,14 +49,18 @@ def unpacked(packed: Tensor, rows: int) -> Tensor:
 def dense_kernel() -> DenseKernel | None:
     """None where there is no working C compiler or the CPU multiplies no bfloat16; where it has tiles (AMX), torch is faster."""
     library = None if torch.cpu._is_amx_tile_supported() else load_library(SOURCE, FLAGS, this_cpu=True)
-    return DenseKernel(library) if library is not None and library.has_bfloat16() else None
+    if library is None or not library.has_bfloat16():
+        return None
+    for product in (library.packed_product, library.few_tokens):
+        product.argtypes = (*[c_void_p] * 4, *[c_int64] * 5)
+    return DenseKernel(library)
 
 
 def _product(call: Callable[..., object], x: Tensor, weight: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     x, (tokens, columns) = x.contiguous(), x.shape
     y = torch.empty(tokens, rows, dtype=torch.bfloat16)
-    places = (_address(weight), _address(x), c_void_p(None) if bias is None else _address(bias), _address(y))
-    over_rows(rows, partial(call, *places, c_int64(rows), c_int64(columns), c_int64(tokens)))
+    places = (weight.data_ptr(), x.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr())
+    over_rows(rows, partial(call, *places, rows, columns, tokens))
     return y
 
 

@@ -44,10 +44,10 @@ class VnniKernel:
         wide = x.dtype != torch.bfloat16
         y = torch.empty(tokens, rows, dtype=torch.float32 if wide else torch.bfloat16)
         tensors = (
-            *(_address(prepacked), _address(scale), c_void_p(None) if bias is None else _address(bias)),
-            *(c_int(scale.dtype == torch.float16), _address(codes), _address(steps), _address(y), c_int(wide)),
+            *(prepacked.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), scale.dtype == torch.float16),
+            *(codes.data_ptr(), steps.data_ptr(), y.data_ptr(), wide),
         )
-        over_rows(rows, partial(self.library.int8_product, *tensors, c_int64(rows), c_int64(columns), c_int64(tokens)))
+        over_rows(rows, partial(self.library.int8_product, *tensors, rows, columns, tokens))
         return y.to(x.dtype)
 
     def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +57,7 @@ class VnniKernel:
         if x.dtype == torch.bfloat16:
             x = x.contiguous()
             codes, steps = torch.empty(tokens, padded, dtype=torch.uint8), torch.empty(tokens, dtype=torch.float32)
-            places = (_address(x), _address(codes), _address(steps))
-            self.library.round_tokens(*places, c_int64(tokens), c_int64(columns), c_float(TINY))
+            self.library.round_tokens(x.data_ptr(), codes.data_ptr(), steps.data_ptr(), tokens, columns, TINY)
             return codes, steps
         found, step = activation_codes(x)
         shifted = torch.full((tokens, padded), ZERO_POINT, dtype=torch.uint8)
@@ -70,7 +69,11 @@ class VnniKernel:
 def vnni_kernel() -> VnniKernel | None:
     """The compiled kernel; None where there is no working C compiler or the CPU lacks the instructions."""
     library = load_library(SOURCE, FLAGS, this_cpu=True)
-    return VnniKernel(library) if library is not None and library.has_vnni() else None
+    if library is None or not library.has_vnni():
+        return None
+    library.int8_product.argtypes = (*[c_void_p] * 3, c_int, *[c_void_p] * 3, c_int, *[c_int64] * 5)
+    library.round_tokens.argtypes = (*[c_void_p] * 3, c_int64, c_int64, c_float)
+    return VnniKernel(library)
 
 
 def _address(tensor: Tensor) -> c_void_p:
