@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -38,7 +38,8 @@ from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
 from llmpq.profiling.link import measure_link
-from llmpq.profiling.profile_file import read_profile
+from llmpq.profiling.messages import measure_message
+from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.sizes import Extent
 from llmpq.serialize import from_json, to_json
 from llmpq.workload import Batch
@@ -214,9 +215,11 @@ def profile(work: Path, seconds: float) -> None:
     torch.set_num_threads(1)
     write_model(work / "model")
     extent = Extent((1, 2, 4, 8), (16, 64, 128), (16, 64, 128), 512, seconds)
-    link = measure_link()  # by processes that wait for nothing else
+    link, message_cpu_s = measure_link(), measure_message(HIDDEN)  # by processes that wait for nothing else
     with busy_neighbour(work / "model"):
-        found = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, link, work / "profile.json")
+        taken = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, work / "profile.json")
+    found = replace(taken, link=link, message_cpu_s=message_cpu_s)
+    write_profile(work / "profile.json", found)
     print(f"{len(found.points)} points, band {found.band[0]:.0%} to {found.band[1]:.0%}, link {found.link}")
 
 

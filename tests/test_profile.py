@@ -1,5 +1,6 @@
 """Profiles as values: interpolation, scaling by speed, bands, and what they replace in a cost table."""
 
+import json
 from dataclasses import replace
 from math import isclose
 
@@ -15,7 +16,7 @@ from llmpq.costs.step import step_of
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
 from llmpq.precision import PRECISIONS, parse_precisions
-from llmpq.serialize import dumps, loads
+from llmpq.serialize import dumps, loads, to_json
 from llmpq.workload import Batch
 from tests.values import llama_graph, llama_kind, two_cpus
 
@@ -149,3 +150,19 @@ def test_a_measured_link_replaces_an_assumed_one_between_devices_of_its_type() -
     assert linked.applied(Cluster.load("1xCPU+1xCPU")).within_host == linked.link
     for cluster in (two_cpus(), Cluster.load("1xCPU+1xT4")):
         assert linked.applied(cluster) == cluster
+
+
+def test_every_stage_is_charged_its_messages_by_its_speed_and_those_of_other_types_are_not() -> None:
+    taken = replace(profile(), message_cpu_s=1e-3)
+    half = replace(CPU, speed=0.5)
+    step = step_of(1, 1, 32)
+    assert taken.message_s(CPU, GRAPH, step) == pytest.approx(1e-3)
+    assert taken.message_s(half, GRAPH, step) == pytest.approx(2e-3)
+    assert taken.message_s(Cluster.load("1xT4").devices[0], GRAPH, step) == 0.0
+    assert replace(taken, ends="other").message_s(CPU, GRAPH, step) == 0.0
+
+
+def test_profiles_of_before_messages_were_measured_are_read() -> None:
+    before = to_json(profile())
+    del before["message_cpu_s"]
+    assert loads(Profile, json.dumps(before), "old").message_cpu_s == 0.0

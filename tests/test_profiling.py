@@ -18,6 +18,7 @@ from llmpq.profiling import measure as measuring
 from llmpq.profiling import taking
 from llmpq.profiling.link import fit, measure_link
 from llmpq.profiling.measure import measure, measure_point, timing
+from llmpq.profiling.messages import measure_message
 from llmpq.profiling.probe import PassTimes, Probe, Subject
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.profiler import empty_profile, profile_model, subject_of
@@ -165,6 +166,11 @@ def test_latency_and_bandwidth_of_a_link_are_found_again() -> None:
 def test_a_link_between_two_processes_is_measured() -> None:
     found = measure_link()
     assert found.bandwidth_bytes_per_s > 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_messages_take_of_a_processor_is_measured_by_the_runtimes_own_channels() -> None:
+    assert 0 < measure_message(128) < 1
     assert not torch.distributed.is_initialized()
 
 

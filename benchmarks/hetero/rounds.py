@@ -10,23 +10,20 @@ from typing import Any
 from llmpq.costs.point import Point, Timing
 from llmpq.costs.profile import Profile
 from llmpq.frontend.models import resolve
-from llmpq.hardware.link import Link
 from llmpq.precision import parse_precisions
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.profiler import profile_model, subject_of
 from llmpq.profiling.sizes import Extent
 
 
-def take_rounds(model: Path, precisions: str, extent: Extent, rounds: int, link: Link, file: Path) -> Profile:
-    """`file` in the end, with the link, which is measured apart; beside it each round, which is gone on with if it is there."""
+def take_rounds(model: Path, precisions: str, extent: Extent, rounds: int, file: Path) -> Profile:
+    """Their medians, without a link; every round is kept beside `file` and gone on with if it is there."""
     subject, chosen, taken = subject_of(resolve(str(model), weights=False), "cpu"), parse_precisions(precisions), []
     for number in range(rounds):
         own = file.with_stem(f"{file.stem}-{number}")
         begun = read_profile(own) if own.exists() else None
         taken.append(profile_model(subject, chosen, extent, partial(write_profile, own), begun, with_link=False))
-    merged = replace(merge(taken), link=link)
-    write_profile(file, merged)
-    return merged
+    return merge(taken)
 
 
 def merge(rounds: Sequence[Profile]) -> Profile:

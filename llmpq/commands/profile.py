@@ -83,6 +83,8 @@ def _print(profile: "Profile", path: Path) -> None:
     if profile.link is not None:
         told = f"{format_bandwidth(profile.link.bandwidth_bytes_per_s)}, {format_seconds(profile.link.latency_s)}"
         console.print(f"link            {told} between two processes")
+    if profile.message_cpu_s:
+        console.print(f"message         {format_seconds(profile.message_cpu_s)} of a stage's processor, beside computing")
     console.print(f"band            {low:.0%} to {high:.0%} of a predicted time, by spread and interpolation")
     engine = "" if profile.engine == "local" else f"--engine {profile.engine} "
     console.print(f"written         {path}; next: llmpq plan {profile.model} --cluster C {engine}--profile {path} ...")

@@ -37,6 +37,8 @@ class Profile:
 
     kinds, ends: digests of what was measured, so that another model's layers never take these times
     link: between two processes of this machine, None where it was not measured
+    message_cpu_s: of the own runtime, processor seconds of a stage's process for a message that comes and one that goes; 0 where
+    that was not measured, or a card computes meanwhile
     """
 
     device_type: str
@@ -50,6 +52,7 @@ class Profile:
     link: Link | None = None
     engine: str = "local"
     format: str = PROFILE_FORMAT
+    message_cpu_s: float = 0.0
 
     def layer_s(self, device: Device, kind: LayerKind, precision: Precision, step: Step) -> float | None:
         """Seconds of one layer; None where the device, the kind, the precision or a phase of the step was not profiled."""
@@ -75,7 +78,9 @@ class Profile:
 
     def message_s(self, device: Device, graph: LayerGraph, step: Step) -> float:
         """Seconds that each of several stages spends on what it is told of a step and tells; 0 where that was not profiled."""
-        return self._on(device) * self._times.message_s(step) if self._has_ends(device, graph) else 0.0
+        if not self._has_ends(device, graph):
+            return 0.0
+        return self._on(device) * (self._times.message_s(step) + self.message_cpu_s)
 
     def covers(self, device: Device, graph: LayerGraph) -> bool:
         """Whether any layer of the graph was measured on such a device."""

@@ -34,7 +34,7 @@ class SeparatePasses:
         return 0.0
 
     def message_s(self, step: Step) -> float:
-        """Seconds that each of several stages spends on messages: not known."""
+        """Seconds that each of several stages spends on messages: in no pass."""
         return 0.0
 
     @cached_property

@@ -19,6 +19,7 @@ from llmpq.hardware.support import compute_dtype
 from llmpq.precision import Precision
 from llmpq.profiling.link import measure_link
 from llmpq.profiling.measure import Keep, Progress, measure
+from llmpq.profiling.messages import measure_message
 from llmpq.profiling.probe import Probe, Subject, can_have
 from llmpq.profiling.sizes import Extent
 from llmpq.versions import library_versions
@@ -56,7 +57,9 @@ def profile_model(
     """The profile, with what `begun` already has. Raises InputError when that is of another model, machine or device."""
     profile = continued(empty_profile(subject, speed), begun)
     if with_link and profile.link is None:
-        profile = replace(profile, link=measure_link())
+        on_cores = subject.device.type == "cpu"  # where passing messages takes time from computing
+        message_cpu_s = measure_message(subject.graph.hidden_size) if on_cores else 0.0
+        profile = replace(profile, link=measure_link(), message_cpu_s=message_cpu_s)
         keep(profile)
     usable = [p for p in precisions if any(can_have(subject, kind, p) for kind in range(len(subject.graph.kinds)))]
     positions = subject.graph.max_positions
@@ -91,7 +94,7 @@ def continued(fresh: Profile, begun: Profile | None) -> Profile:
     """What was begun, where it is of the same as the fresh one; else InputError."""
     if begun is None:
         return fresh
-    if replace(begun, points=(), link=None) != fresh:
+    if replace(begun, points=(), link=None, message_cpu_s=0.0) != fresh:
         differing = ("engine", "device_type", "speed", "compute_dtype", "kinds", "ends", "machine", "model", "format")
         found = next(name for name in differing if getattr(begun, name) != getattr(fresh, name))
         raise InputError(
