@@ -129,8 +129,9 @@ def ladder(program: Program) -> list[dict[str, Any]]:
 def best_partition(program: Program, option: int) -> float | None:
     """Seconds of the best ranges of all devices in the order of the cluster at one precision, over all micro-batch sizes."""
     best: float | None = None
+    every = len(program.request.cluster.devices)
     for group in candidate_groups(program):
-        if len(group.devices) == len(program.request.cluster.devices):
+        if len(group.devices) == every and group.in_flight in (None, every):
             problem = only_option(build_problem(program, group.candidate(), None), option)
             found = solve(replace(problem, every_device_used=True), gap=program.request.gap, time_limit_s=10.0, cutoff=best)
             best = found.objective if found.objective is not None else best
