@@ -61,7 +61,8 @@ class DistributedBackend(PipelineBackend):
         self.rank = place.rank
         devices = torch_devices(plan)
         apart = len(set(devices)) == len(devices) and all(device.type == "cuda" for device in devices)
-        self._group = ProcessGroup(place, spec.stage_name, spec.most_rows, devices[place.rank], patience, via_host or not apart)
+        where = (devices[place.rank], patience, via_host or not apart)
+        self._group = ProcessGroup(place, spec.stage_name, spec.most_rows, *where, row_bytes=spec.row_bytes)
         try:
             stage, start_up = started(
                 lambda: Stage(load_stage(place.rank), spec.layers[place.rank], spec.torch_dtype, devices[place.rank])

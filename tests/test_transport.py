@@ -58,7 +58,7 @@ BOTH_WAYS = """
 from tests.test_transport import messages, same
 from llmpq.runtime.heartbeat import Patience
 from llmpq.runtime.process_group import Place, ProcessGroup
-group = ProcessGroup(Place.from_environment(), "stage {}".format, 2, patience=Patience(20, 10, 20))
+group = ProcessGroup(Place.from_environment(), "stage {}".format, 2, patience=Patience(20, 10, 20), row_bytes=ROW_BYTES)
 if group.place.rank == 0:
     group.publish("a job")
 else:
@@ -89,8 +89,11 @@ def run_ranks(code: str) -> list[int]:
             process.wait()
 
 
-def test_two_processes_exchange_every_kind_of_message() -> None:
-    assert run_ranks(BOTH_WAYS) == [0, 0]
+@pytest.mark.parametrize(
+    "row_bytes", [0, 12, 4096], ids=["payloads apart", "those of decode with their headers", "most with them"]
+)
+def test_two_processes_exchange_every_kind_of_message(row_bytes: int) -> None:
+    assert run_ranks(BOTH_WAYS.replace("ROW_BYTES", str(row_bytes))) == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import torch.distributed as dist
 
 from llmpq.errors import BackendError
 from llmpq.runtime.batching import Row, Step
-from llmpq.runtime.channels import AHEAD, Broken, Incoming, Outgoing
+from llmpq.runtime.channels import AHEAD, Broken, Frame, Incoming, Outgoing
 from llmpq.runtime.timeline import Action
 from llmpq.runtime.transport import End, Message
 
 ROWS = 4  # sequences of a message: at one position each its bytes hardly matter
 WARM_UP, ROUNDS = 10, 60
 TIMEOUT_S = 60.0
-PEER = "from llmpq.profiling.messages import answer; answer({port})"
+PEER = "from llmpq.profiling.messages import answer; answer({port}, {hidden_size})"
 
 
 def measure_message(hidden_size: int) -> float:
@@ -29,10 +29,10 @@ def measure_message(hidden_size: int) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    peer = subprocess.Popen([sys.executable, "-c", PEER.format(port=port)])
+    peer = subprocess.Popen([sys.executable, "-c", PEER.format(port=port, hidden_size=hidden_size)])
     try:
         _join(port, 0)
-        return _seconds(Message(_step(), torch.zeros(ROWS, 1, hidden_size, dtype=torch.bfloat16)))
+        return _seconds(hidden_size)
     except (RuntimeError, dist.DistError, Broken, TimeoutError) as error:
         raise BackendError(
             f"the process at the other end of the link did not answer: {error}; try again, or --no-link"
@@ -44,10 +44,10 @@ def measure_message(hidden_size: int) -> float:
         peer.wait()
 
 
-def answer(port: int) -> None:
+def answer(port: int, hidden_size: int) -> None:
     """The other end: every message back to where it came from, the End last."""
     _join(port, 1)
-    incoming, outgoing = _channels(0)
+    incoming, outgoing = _channels(0, hidden_size)
     while not isinstance((message := _next(incoming)).content, End):
         outgoing.put(message, TIMEOUT_S)
     outgoing.put(message, TIMEOUT_S)
@@ -55,8 +55,9 @@ def answer(port: int) -> None:
     time.sleep(TIMEOUT_S)  # the measuring process ends this one once it has its answers
 
 
-def _seconds(message: Message) -> float:
-    incoming, outgoing = _channels(1)
+def _seconds(hidden_size: int) -> float:
+    incoming, outgoing = _channels(1, hidden_size)
+    message = Message(_step(), torch.zeros(ROWS, 1, hidden_size, dtype=torch.bfloat16))
     start = 0.0
     for turn in range(WARM_UP + ROUNDS):
         if turn == WARM_UP:
@@ -82,9 +83,9 @@ def _step() -> Step:
     return Step(Action("D", 0), 0, tuple(Row(row, row, 1) for row in range(ROWS)))
 
 
-def _channels(peer: int) -> tuple[Incoming, Outgoing]:
-    cpu = torch.device("cpu")
-    return Incoming(peer, cpu, ROWS, AHEAD), Outgoing(peer, cpu, ROWS, AHEAD)
+def _channels(peer: int, hidden_size: int) -> tuple[Incoming, Outgoing]:
+    cpu, frame = torch.device("cpu"), Frame(ROWS, ROWS * hidden_size * torch.bfloat16.itemsize)
+    return Incoming(peer, cpu, frame, AHEAD), Outgoing(peer, cpu, frame, AHEAD)
 
 
 def _join(port: int, rank: int) -> None:

@@ -5,6 +5,8 @@ import queue
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from llmpq.runtime.timeline import Action, Phase
 from llmpq.runtime.transport import End, Message, Room
 
 _DTYPES = (torch.int64, torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_HEADER = 8  # kind, two numbers of the step or room, number of rows, dtype (-1: no payload), three sizes; then the rows
+_HEADER = 8  # int64: kind, two numbers of the step or room, number of rows, dtype (-1: no payload), three sizes; then the rows
 _ROW = 3  # slot, sequence, length
 _STEPS: tuple[Phase, Phase] = ("P", "D")
 _ROOM, _END = 2, 3
@@ -31,11 +33,35 @@ class Broken(Exception):
         return Broken(str(error).splitlines()[0].split(". This is")[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What both ends know of a channel: headers of at most `rows` sequences, and behind each `room` bytes for a payload.
+
+    A payload that fits travels with its header, as those of decode steps are meant to; a larger one follows on its own.
+    """
+
+    rows: int
+    room: int = 0
+
+    @property
+    def header_bytes(self) -> int:
+        return (_HEADER + _ROW * self.rows) * torch.int64.itemsize
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.header_bytes + self.room, dtype=torch.uint8)
+
+    def header(self, frame: Tensor) -> Tensor:
+        return frame[: self.header_bytes].view(torch.int64)
+
+    def payload(self, frame: Tensor, nbytes: int) -> Tensor:
+        return frame[self.header_bytes : self.header_bytes + nbytes]
+
+
 class Incoming:
     """Messages of one job from `peer`, received one after the other until its End, at most `most` of them not yet taken."""
 
-    def __init__(self, peer: int, device: torch.device, most_rows: int, most: int) -> None:
-        self._peer, self._device, self._most_rows = peer, device, most_rows
+    def __init__(self, peer: int, device: torch.device, frame: Frame, most: int) -> None:
+        self._peer, self._device, self._frame = peer, device, frame
         self._queue: queue.Queue[Message | Broken] = queue.Queue(most)
         self._thread = threading.Thread(target=self._receive, name="llmpq-incoming", daemon=True)
         self._thread.start()
@@ -58,22 +84,25 @@ class Incoming:
         self._thread.join(timeout_s)
 
     def _receive(self) -> None:
-        header = torch.empty(_HEADER + _ROW * self._most_rows, dtype=torch.int64)
+        frame = self._frame.empty()
         try:
             while True:
-                dist.recv(header, self._peer)
-                numbers = header.tolist()
-                self._queue.put(Message(_content(numbers), self._payload(numbers)))
+                dist.recv(frame, self._peer)
+                numbers = self._frame.header(frame).tolist()
+                self._queue.put(Message(_content(numbers), self._payload(numbers, frame)))
                 if numbers[0] == _END:
                     return
         except RuntimeError as error:
             self._queue.put(Broken.by(error))
 
-    def _payload(self, numbers: list[int]) -> Tensor | None:
-        dtype, sizes = numbers[4], [size for size in numbers[5:8] if size >= 0]
-        if dtype < 0:
+    def _payload(self, numbers: list[int], frame: Tensor) -> Tensor | None:
+        if numbers[4] < 0:
             return None
-        payload = torch.empty(sizes, dtype=_DTYPES[dtype], device=self._device)
+        dtype, sizes = _DTYPES[numbers[4]], [size for size in numbers[5:8] if size >= 0]
+        nbytes = prod(sizes) * dtype.itemsize
+        if nbytes <= self._frame.room:
+            return self._frame.payload(frame, nbytes).clone().view(dtype).view(sizes)
+        payload = torch.empty(sizes, dtype=dtype, device=self._device)
         dist.recv(payload, self._peer)
         return payload
 
@@ -81,8 +110,8 @@ class Incoming:
 class Outgoing:
     """Messages to `peer`, sent one after the other, at most `most` of them not yet on their way."""
 
-    def __init__(self, peer: int, device: torch.device, most_rows: int, most: int) -> None:
-        self._peer, self._device, self._most_rows = peer, device, most_rows
+    def __init__(self, peer: int, device: torch.device, frame: Frame, most: int) -> None:
+        self._peer, self._device, self._frame = peer, device, frame
         self._queue: queue.Queue[Message | None] = queue.Queue(most)
         self._broken: Broken | None = None
         self._thread = threading.Thread(target=self._send, name="llmpq-outgoing", daemon=True)
@@ -115,18 +144,19 @@ class Outgoing:
     def _send(self) -> None:
         while (message := self._queue.get()) is not None:
             try:
-                dist.send(_header(message, self._most_rows), self._peer)
-                if message.payload is not None:
-                    dist.send(message.payload.to(self._device).contiguous(), self._peer)
+                payload = None if message.payload is None else message.payload.to(self._device).contiguous()
+                dist.send(_framed(message, payload, self._frame), self._peer)
+                if payload is not None and payload.nbytes > self._frame.room:
+                    dist.send(payload, self._peer)
             except RuntimeError as error:
                 self._broken = Broken.by(error)
                 return
             self._queue.task_done()
 
 
-def _header(message: Message, most_rows: int) -> Tensor:
-    content, payload = message.content, message.payload
-    header = torch.full((_HEADER + _ROW * most_rows,), -1, dtype=torch.int64)
+def _framed(message: Message, payload: Tensor | None, frame: Frame) -> Tensor:
+    """The message with its payload if that fits. What is left of the frame is whatever was there."""
+    content = message.content
     rows: list[int] = []
     if isinstance(content, Step):
         rows = [number for row in content.rows for number in (row.slot, row.sequence, row.length)]
@@ -135,11 +165,13 @@ def _header(message: Message, most_rows: int) -> Tensor:
         start = [_ROOM, content.slots, content.slot_len, 0]
     else:
         start = [_END, 0, 0, 0]
-    if payload is not None:
-        start += [_DTYPES.index(payload.dtype), *payload.shape]
-    header[: len(start)] = torch.tensor(start)
-    header[_HEADER : _HEADER + len(rows)] = torch.tensor(rows, dtype=torch.int64)
-    return header
+    sizes = [-1] * 4 if payload is None else [_DTYPES.index(payload.dtype), *payload.shape]
+    start += sizes + [-1] * (_HEADER - len(start) - len(sizes))
+    found = frame.empty()
+    frame.header(found)[: _HEADER + len(rows)] = torch.tensor(start + rows)
+    if payload is not None and payload.nbytes <= frame.room:
+        frame.payload(found, payload.nbytes).copy_(payload.view(-1).view(torch.uint8))
+    return found
 
 
 def _content(numbers: list[int]) -> Step | Room | End:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from llmpq.errors import InputError, PeerError
-from llmpq.runtime.channels import AHEAD, Broken, Incoming, Outgoing, open_sockets, shut
+from llmpq.runtime.channels import AHEAD, Broken, Frame, Incoming, Outgoing, open_sockets, shut
 from llmpq.runtime.heartbeat import PATIENCE, Heartbeat, Lost, Patience, first_line, key_of
 from llmpq.runtime.transport import Message, Transport, in_process_ring
 
@@ -58,7 +58,8 @@ class ProcessGroup:
 
     Headers and what returns to stage 0 cross on the CPU; hidden states on `device`, by nccl between CUDA devices. With
     `via_host` they too cross on the CPU, for processes that share one card. `name_of(rank)` names stages in errors;
-    `most_rows`: sequences of the largest step. Every wait ends within `patience` with a PeerError that names who is lost.
+    `most_rows`: sequences of the largest step; `row_bytes`: of a hidden state of one of them, at one position, which on the CPU
+    crosses in one message with its header. Every wait ends within `patience` with a PeerError that names who is lost.
     """
 
     def __init__(
@@ -69,9 +70,12 @@ class ProcessGroup:
         device: torch.device | str = "cpu",
         patience: Patience = PATIENCE,
         via_host: bool = False,
+        row_bytes: int = 0,
     ) -> None:
-        self.place, self._name_of, self._most_rows, self._patience = place, name_of, most_rows, patience
+        self.place, self._name_of, self._patience = place, name_of, patience
         self._device = torch.device("cpu") if via_host else torch.device(device)
+        self._hidden = Frame(most_rows, most_rows * row_bytes if self._device.type == "cpu" else 0)
+        self._emitted = Frame(most_rows, most_rows * torch.int64.itemsize)
         self._keeper = None if place.launcher_keeps_store else 0
         self._incoming: Incoming | None = None
         self._outgoing: Outgoing | None = None
@@ -92,12 +96,13 @@ class ProcessGroup:
     def begin(self) -> None:
         """Listen for the messages of a job. Stage 0 takes all at once: they are small, and the last stage must never wait."""
         before, after = ((self.place.rank + by) % self.place.world_size for by in (-1, 1))
-        cpu = torch.device("cpu")
-        self._incoming = Incoming(
-            before, self._device if self.place.rank else cpu, self._most_rows, AHEAD if self.place.rank else 0
-        )
+        self._incoming = Incoming(before, *self._kind(self.place.rank))
         if self._outgoing is None:
-            self._outgoing = Outgoing(after, self._device if after else cpu, self._most_rows, AHEAD if after else 0)
+            self._outgoing = Outgoing(after, *self._kind(after))
+
+    def _kind(self, receiver: int) -> tuple[torch.device, Frame, int]:
+        """Of the channel to that rank: where payloads arrive, their frame, and how many messages may be under way."""
+        return (self._device, self._hidden, AHEAD) if receiver else (torch.device("cpu"), self._emitted, 0)
 
     def send(self, message: Message) -> None:
         """Hand a message over to the next stage; waits only when this one is too far ahead of it."""

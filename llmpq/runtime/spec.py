@@ -26,6 +26,7 @@ class PipelineSpec:
     decode_micro_batch: int
     vocab_size: int
     max_positions: int
+    hidden_size: int
 
     @property
     def num_stages(self) -> int:
@@ -44,6 +45,11 @@ class PipelineSpec:
     def most_rows(self) -> int:
         """Sequences of the largest step."""
         return max(self.prefill_micro_batch, self.decode_micro_batch)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence's hidden state at one position."""
+        return self.hidden_size * self.torch_dtype.itemsize
 
     def prefilled_at_once(self, padded_len: int) -> int:
         """Prompts of that length: the plan's micro-batch, or fewer longer ones, within the plan's tokens per pass."""
@@ -67,6 +73,7 @@ def pipeline_spec(plan: Plan, graph: LayerGraph, compute_dtype: ComputeDtype | N
         decode_micro_batch=plan.pipeline.decode_micro_batch,
         vocab_size=graph.vocab_size,
         max_positions=graph.max_positions,
+        hidden_size=graph.hidden_size,
     )
 
 
