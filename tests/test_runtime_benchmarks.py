@@ -4,7 +4,8 @@ import importlib.util
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -120,3 +121,26 @@ def test_a_slow_link_holds_what_is_sent_and_can_be_made_fast_again(load: Load, m
     warm.slow_sends(None)
     dist.send(torch.zeros(50), 2)
     assert (held, sent) == ([0.1], [1, 2])
+
+
+def test_a_stage_is_prepared_as_asked_only_while_it_is_loaded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmpq.fused import prepare
+
+    fused, own = load("fused", BENCHMARKS / "fused.py"), prepare.prepare_stage
+    asked: list[torch.nn.Module] = []
+
+    @contextmanager
+    def opened(out: Path) -> Iterator[str]:
+        prepare.prepare_stage(torch.nn.Identity())
+        yield str(out)
+
+    monkeypatch.setattr(fused, "by_us", opened)
+    with fused.prepared(Path("out"), asked.append) as generate:
+        assert (generate, prepare.prepare_stage) == ("out", own)
+    assert len(asked) == 1
+    rows = [
+        {"model": "demo", "precision": "16", "batch": 4, "engine": name, "decode": {"median": speed}}
+        for name, speed in zip(fused.NAMES, (100.0, 150.0, 230.0))
+    ]
+    (column,) = [column for column in fused.table(rows, fused.SUBJECTS[1]).columns if column.header == "all fused"]
+    assert list(column.cells) == ["230 (2.30x)"]
