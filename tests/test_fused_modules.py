@@ -24,6 +24,7 @@ from llmpq.passmanager import LOWERING, parse_pipeline, run_passes
 from llmpq.precision import PRECISIONS
 from llmpq.quantization.dense_linear import DenseLinear
 from llmpq.quantization.merged_linear import merged_linear
+from llmpq.quantization.packing import pack
 from llmpq.quantization.quantized_linear import QuantizedLinear, prepare_linears
 from llmpq.quantization.rounding import quantize
 from tests.tiny_models import program_of, tiny_model
@@ -211,8 +212,8 @@ def test_merged_linears_multiply_as_each_does_and_hold_no_byte_more() -> None:
     x = torch.randn(5, 64).bfloat16()
     for with_bias in (True, False):
         dense = [nn.Linear(64, rows, with_bias, dtype=torch.bfloat16).requires_grad_(False) for rows in (48, 16, 23)]
-        int8 = [quantized(linear) for linear in dense]
-        for linears in (dense, int8):
+        int8, packed = ([quantized(linear, name) for linear in dense] for name in ("w8a8", "w4a16"))
+        for linears in (dense, int8, packed):
             for linear in linears:
                 prepare_linears(linear)
             wanted, held = [linear(x) for linear in linears], [bytes_of(linear) for linear in linears]
@@ -222,19 +223,24 @@ def test_merged_linears_multiply_as_each_does_and_hold_no_byte_more() -> None:
             assert torch.equal(merged.product(x), torch.cat(wanted, -1))
             assert [bytes_of(linear) for linear in linears] == held
             assert all(torch.equal(linear(x), before) for linear, before in zip(linears, wanted))
-            storages = {linear.__dict__["_packed" if linears is dense else "_prepacked"].untyped_storage() for linear in linears}
+            storages = {place_of(linear).untyped_storage() for linear in linears}
             assert len({storage.data_ptr() for storage in storages}) == 1
 
 
-def quantized(linear: nn.Linear) -> QuantizedLinear:
-    made = QuantizedLinear(
-        linear.in_features, linear.out_features, linear.bias is not None, PRECISIONS["w8a8"], torch.bfloat16, "cpu"
-    )
-    weight = quantize(linear.weight.float(), PRECISIONS["w8a8"], torch.bfloat16)
-    made.weight, made.weight_scale = weight.codes, weight.scale
+def quantized(linear: nn.Linear, name: str = "w8a8") -> QuantizedLinear:
+    precision = PRECISIONS[name]
+    made = QuantizedLinear(linear.in_features, linear.out_features, linear.bias is not None, precision, torch.bfloat16, "cpu")
+    made.load_state_dict(pack(quantize(linear.weight.float(), precision, torch.bfloat16)), strict=False, assign=True)
     if linear.bias is not None:
         made.bias = linear.bias.detach()
     return made
+
+
+def place_of(linear: nn.Module) -> Tensor:
+    """The memory of its weight."""
+    held = [vars(linear).get(name) for name in ("_packed", "_prepacked")]
+    found = next((tensor for tensor in held if tensor is not None), None)
+    return linear.get_buffer("weight_packed") if found is None else found
 
 
 def bytes_of(linear: nn.Module) -> int:
@@ -257,6 +263,7 @@ def test_linears_that_cannot_be_joined_stay_as_they_are() -> None:
     assert merged_linear([nn.Linear(64, 16), nn.Linear(64, 16)]) is None
     mixed = prepared((64, 16), (64, 16))
     assert merged_linear([mixed[0], quantized(nn.Linear(64, 16, dtype=torch.bfloat16))]) is None
+    assert merged_linear([quantized(nn.Linear(64, 16, dtype=torch.bfloat16), name) for name in ("w4a16", "w8a16")]) is None
 
 
 FUSED = {  # norms, gated MLPs, attention layers of a model of four layers

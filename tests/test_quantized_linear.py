@@ -93,6 +93,9 @@ def test_the_kernels_are_exact_up_to_the_order_of_sums(
     wanted = x.double() @ weight.dequantize().double().t()
     size = x.double().abs() @ weight.dequantize().double().abs().t()
     assert bool(((kernels().product(x, packed, scale, bits).double() - wanted).abs() <= 1e-5 * size).all())
+    if kernels().has_vectors(bits, group, x.dtype):
+        rounded = kernels().rounded_product(x, packed, scale, bits)
+        assert rounded.is_contiguous() and torch.equal(rounded, kernels().product(x, packed, scale, bits).bfloat16())
     out = torch.empty(rows, groups * group, dtype=torch.bfloat16)
     assert torch.equal(kernels().unpack(packed, scale, bits, out), weight.dequantize(torch.bfloat16))
 

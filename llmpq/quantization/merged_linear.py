@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from llmpq.quantization.dense_kernel import LANES, DenseKernel, dense_kernel
 from llmpq.quantization.dense_linear import DenseLinear
 from llmpq.quantization.int8_kernel import int8_kernel
+from llmpq.quantization.packed_kernels import packed_kernels
+from llmpq.quantization.packing import is_packed
+from llmpq.quantization.panel_product import panel_product
 from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.quantization.vnni_kernel import VnniKernel
 
@@ -33,7 +36,7 @@ def merged_linear(linears: Sequence[nn.Module]) -> MergedLinear | None:
     if len(dense) == len(linears):
         found = _merged_dense(dense, dense_kernel())
     elif len(quantized) == len(linears):
-        found = _merged_int8(quantized, int8_kernel())
+        found = _merged_int8(quantized, int8_kernel()) or _merged_packed(quantized)
     merged: Sequence[DenseLinear | QuantizedLinear] = dense or quantized
     return None if found is None else MergedLinear(tuple(linear.out_features for linear in merged), found)
 
@@ -73,6 +76,27 @@ def _merged_int8(linears: Sequence[QuantizedLinear], kernel: object) -> Product 
 
 def _int8_product(kernel: VnniKernel, packed: Tensor, scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return kernel.product(x, packed, scale, bias)
+
+
+def _merged_packed(linears: Sequence[QuantizedLinear]) -> Product | None:
+    """Of weight-only linears of one precision on the CPU, where unpacking many tokens' weights takes no memory by their size."""
+    first, biases = linears[0], [bias for linear in linears if (bias := linear._buffers["bias"]) is not None]
+    scales = [linear.get_buffer("weight_scale") for linear in linears]
+    alike = {(linear.precision.name, scale.shape[1:], scale.dtype, scale.device.type) for linear, scale in zip(linears, scales)}
+    kernels = packed_kernels() if is_packed(first.precision) and scales[0].device.type == "cpu" else None
+    if kernels is None or len(alike) > 1 or len({linear.in_features for linear in linears}) > 1:
+        return None
+    group = first.in_features // scales[0].shape[1]
+    if len(biases) not in (0, len(linears)) or panel_product(kernels, first.precision.num_bits, group, torch.bfloat16) is None:
+        return None
+    rows = sum(linear.out_features for linear in linears)
+    whole = QuantizedLinear(first.in_features, rows, bool(biases), first.precision, scales[0].dtype)
+    for name in ("weight_packed", "weight_scale", *(["bias"] if biases else [])):
+        joined, parts = _joined([linear.get_buffer(name) for linear in linears])
+        setattr(whole, name, joined)
+        for linear, part in zip(linears, parts):
+            setattr(linear, name, part)
+    return whole.forward
 
 
 def _can_join(linears: Sequence[DenseLinear | QuantizedLinear], biases: Sequence[Tensor]) -> bool:

@@ -12,6 +12,7 @@
 #endif
 
 #define MOST_GROUP 4096
+#define MOST_TOKENS 32 /* of few */
 
 static float float_of(uint16_t bits, int half) {
     uint32_t wide;
@@ -50,6 +51,19 @@ static void decode(const uint8_t *stream, int64_t group, int bits, float scale, 
                 out[2 * (pair * eighth + i)] = scale * (float)((int)(octet[i] >> (6 * pair) & 7) - 4);
                 out[2 * (pair * eighth + i) + 1] = scale * (float)((int)(octet[i] >> (6 * pair + 3) & 7) - 4);
             }
+    }
+}
+
+/* x: [tokens][columns], of 16 bits; out: the same with every group in the order of `decode`; bits 3 or 4. */
+void arrange(const uint16_t *restrict x, uint16_t *restrict out, int64_t tokens, int64_t columns, int64_t group, int bits) {
+    int64_t half = group / 2, eighth = group / 8;
+    for (int64_t at = 0; at < tokens * columns; at += group) {
+        if (bits == 4) {
+            for (int64_t i = 0; i < half; i++) out[at + i] = x[at + 2 * i], out[at + half + i] = x[at + 2 * i + 1];
+        } else {
+            for (int64_t pair = 0; pair < 4; pair++)
+                for (int64_t i = 0; i < eighth; i++) memcpy(out + at + 2 * (pair * eighth + i), x + at + 8 * i + 2 * pair, 4);
+        }
     }
 }
 
@@ -193,26 +207,41 @@ INLINE void row_of(const uint8_t *stream, const uint16_t *scale, int half, const
     for (int k = 0; k < together; k++) y[k] = _mm512_reduce_add_ps(sum[k]);
 }
 
-INLINE void rows_of(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns, int64_t group,
-                    int bits, int64_t row_bytes, int64_t tokens, int64_t first, int64_t last) {
+/* y[token] of one row. */
+INLINE void tokens_of(const uint8_t *stream, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns,
+                      int64_t group, int bits, int64_t tokens, __m512i table) {
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4) row_of(stream, scale, half, x + t * columns, y + t, columns, group, bits, 4, table);
+    for (; t < tokens; t++) row_of(stream, scale, half, x + t * columns, y + t, columns, group, bits, 1, table);
+}
+
+/* Of some rows to `wide`, [rows][tokens], or, rounded, to `out`, [tokens][rows]. */
+INLINE void rows_of(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, float *wide, uint16_t *out,
+                    int64_t columns, int64_t group, int bits, int64_t row_bytes, int64_t tokens, int64_t rows, int64_t first,
+                    int64_t last) {
     __m512i table = bits == 8 ? _mm512_setzero_si512() : table_of(bits);
+    float sums[MOST_TOKENS];
     for (int64_t row = first; row < last; row++) {
-        const uint8_t *stream = packed + row * row_bytes;
-        const uint16_t *scales = scale + row * (columns / group);
-        int64_t t = 0;
-        for (; t + 4 <= tokens; t += 4)
-            row_of(stream, scales, half, x + t * columns, y + row * tokens + t, columns, group, bits, 4, table);
-        for (; t < tokens; t++)
-            row_of(stream, scales, half, x + t * columns, y + row * tokens + t, columns, group, bits, 1, table);
+        float *y = wide ? wide + row * tokens : sums;
+        tokens_of(packed + row * row_bytes, scale + row * (columns / group), half, x, y, columns, group, bits, tokens, table);
+        for (int64_t t = 0; out && t < tokens; t++) out[t * rows + row] = (uint16_t)rounded(y[t]);
     }
 }
 
 /* As `few_tokens`, with bfloat16 activations and products of 32 columns at a time; group a multiple of vector_columns(bits). */
 void few_tokens_vectors(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, float *y, int64_t columns,
                         int64_t group, int bits, int64_t row_bytes, int64_t tokens, int64_t first, int64_t last) {
-    if (bits == 8) rows_of(packed, scale, half, x, y, columns, group, 8, row_bytes, tokens, first, last);
-    else if (bits == 4) rows_of(packed, scale, half, x, y, columns, group, 4, row_bytes, tokens, first, last);
-    else rows_of(packed, scale, half, x, y, columns, group, 3, row_bytes, tokens, first, last);
+    if (bits == 8) rows_of(packed, scale, half, x, y, 0, columns, group, 8, row_bytes, tokens, 0, first, last);
+    else if (bits == 4) rows_of(packed, scale, half, x, y, 0, columns, group, 4, row_bytes, tokens, 0, first, last);
+    else rows_of(packed, scale, half, x, y, 0, columns, group, 3, row_bytes, tokens, 0, first, last);
+}
+
+/* The same rounded to bfloat16, out: [tokens][rows], at most MOST_TOKENS. */
+void few_tokens_rounded(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, uint16_t *out, int64_t columns,
+                        int64_t group, int bits, int64_t row_bytes, int64_t tokens, int64_t rows, int64_t first, int64_t last) {
+    if (bits == 8) rows_of(packed, scale, half, x, 0, out, columns, group, 8, row_bytes, tokens, rows, first, last);
+    else if (bits == 4) rows_of(packed, scale, half, x, 0, out, columns, group, 4, row_bytes, tokens, rows, first, last);
+    else rows_of(packed, scale, half, x, 0, out, columns, group, 3, row_bytes, tokens, rows, first, last);
 }
 
 /* 32 columns of one row, dequantized and rounded: 16 pairs of bfloat16. */

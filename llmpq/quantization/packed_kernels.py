@@ -17,7 +17,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 # Sums in any order, so that loops become vectors. Not -ffast-math: gcc then makes loading the library turn off subnormal numbers
 # in the whole process.
 FLAGS = ("-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-MOST_GROUP = 4096  # of the C file
+MOST_GROUP, MOST_TOKENS = 4096, 32  # of the C file
 BITS = (3, 4, 8)
 # Up to how many tokens the product beats unpacking and a dense product (benchmarks/kernels.py): with, without vectors of bf16.
 FEW_TOKENS = {3: (24, 0), 4: (12, 2), 8: (8, 2)}
@@ -30,6 +30,7 @@ class PackedKernels:
     """`packed` [rows, words] int32 and `scale` [rows, groups] are the tensors of `llmpq.quantization.packing`."""
 
     library: ctypes.CDLL
+    vector_columns: dict[int, int]  # by bits: what groups must be a multiple of for vectors; 0: there are none
 
     def accepts(self, num_bits: int, group_size: int, scale: Tensor) -> bool:
         """Groups that end with a byte of the stream, and 16-bit scales."""
@@ -41,7 +42,7 @@ class PackedKernels:
 
     def has_vectors(self, num_bits: int, group_size: int, dtype: torch.dtype) -> bool:
         """Whether this CPU multiplies bfloat16 in vectors, the activations are bfloat16, and the group fills vectors."""
-        columns = self.library.vector_columns(c_int(num_bits))
+        columns = self.vector_columns[num_bits]
         return dtype == torch.bfloat16 and bool(columns) and group_size % columns == 0
 
     def product(self, x: Tensor, packed: Tensor, scale: Tensor, num_bits: int) -> Tensor:
@@ -60,6 +61,20 @@ class PackedKernels:
             tensors = (_address(packed), _address(scale), half, _address(arranged), _address(y))
             over_rows(rows, partial(self._with_scratch, tensors, shape, tokens))
         return y.t()
+
+    def rounded_product(self, x: Tensor, packed: Tensor, scale: Tensor, num_bits: int) -> Tensor:
+        """The same rounded once to bfloat16, contiguous; for few tokens, where `has_vectors`."""
+        (tokens, columns), rows = x.shape, packed.shape[0]
+        assert tokens <= MOST_TOKENS, "more tokens than few"
+        group, x = columns // scale.shape[1], x.contiguous()
+        arranged, y = x, torch.empty(tokens, rows, dtype=torch.bfloat16)
+        if num_bits != 8:
+            arranged = torch.empty_like(x)
+            self.library.arrange(x.data_ptr(), arranged.data_ptr(), tokens, columns, group, num_bits)
+        tensors = (packed.data_ptr(), scale.data_ptr(), scale.dtype == torch.float16, arranged.data_ptr(), y.data_ptr())
+        sizes = (columns, group, num_bits, packed.stride(0) * packed.element_size(), tokens, rows)
+        over_rows(rows, partial(self.library.few_tokens_rounded, *tensors, *sizes))
+        return y
 
     def _with_scratch(self, tensors: tuple[object, ...], shape: tuple[c_int64 | c_int, ...], tokens: int, *ends: c_int64) -> None:
         scratch = torch.empty(shape[0].value, dtype=torch.float32)
@@ -94,7 +109,13 @@ def arrange(x: Tensor, num_bits: int, group: int) -> Tensor:
 def packed_kernels() -> PackedKernels | None:
     """The compiled kernels for this CPU; None where there is no working C compiler."""
     library = load_library(SOURCE, FLAGS, this_cpu=True)
-    return None if library is None else PackedKernels(library)
+    if library is None:
+        return None
+    columns = {bits: int(library.vector_columns(c_int(bits))) for bits in BITS}
+    library.arrange.argtypes = (*[c_void_p] * 2, *[c_int64] * 3, c_int)
+    if any(columns.values()):
+        library.few_tokens_rounded.argtypes = (*[c_void_p] * 2, c_int, *[c_void_p] * 2, *[c_int64] * 2, c_int, *[c_int64] * 5)
+    return PackedKernels(library, columns)
 
 
 def over_rows(rows: int, run: Callable[..., object], least: int = LEAST_ROWS) -> None:

@@ -111,17 +111,20 @@ class QuantizedLinear(nn.Module):
 
     def _by_kernels(self, x: Tensor, kernels: PackedKernels) -> Tensor:
         packed, scale, bits = self.get_buffer("weight_packed"), self.get_buffer("weight_scale"), self.precision.num_bits
-        if kernels.is_few(len(x), bits, self.in_features // scale.shape[1], x.dtype):
-            y, bias = kernels.product(x, packed, scale, bits), self._buffers["bias"]
+        group, bias = self.in_features // scale.shape[1], self._buffers["bias"]
+        if kernels.is_few(len(x), bits, group, x.dtype):
+            if bias is None and kernels.has_vectors(bits, group, x.dtype):
+                return kernels.rounded_product(x, packed, scale, bits)
+            y = kernels.product(x, packed, scale, bits)
             return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
         if x.dtype != torch.bfloat16:
             return self._by_definition(x)
-        panels = panel_product(kernels, bits, self.in_features // scale.shape[1], x.dtype)
+        panels = panel_product(kernels, bits, group, x.dtype)
         if panels is not None:
             scratch = _scratch.weight(scratch_rows(self.out_features), self.in_features)
-            return panels.product(x, packed, scale, bits, self._buffers["bias"], scratch)
+            return panels.product(x, packed, scale, bits, bias, scratch)
         weight = kernels.unpack(packed, scale, bits, _scratch.weight(self.out_features, self.in_features))
-        return functional.linear(x, weight, self._buffers["bias"])
+        return functional.linear(x, weight, bias)
 
     def _by_definition(self, x: Tensor) -> Tensor:
         x = round_activation(x, self.precision)
