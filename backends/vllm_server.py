@@ -45,6 +45,7 @@ class VllmServer:
     _process: subprocess.Popen[str] | None = None
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     _cause: str | None = None
+    _is_stopped: bool = False
 
     @property
     def url(self) -> str:
@@ -69,6 +70,8 @@ class VllmServer:
         )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         try:
+            if self._is_stopped:  # by another thread, before there was a process to stop
+                raise BackendError("vLLM was stopped before it had started")
             self._wait_until_healthy()
         except BaseException:
             self.stop()
@@ -89,7 +92,8 @@ class VllmServer:
         return None if self._process is None else self._process.poll()
 
     def stop(self) -> None:
-        """Ask vLLM to leave, then kill what is left of its session."""
+        """Ask vLLM to leave, then kill what is left of its session. It does not start any more."""
+        self._is_stopped = True
         process = self._process
         if process is None:
             return

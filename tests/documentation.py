@@ -37,7 +37,7 @@ OTHERS = {
 }
 QUICKLY = {
     "compile": ("--indicator", "prior", "--quantizer", "rtn", "--no-quality-check"),
-    "search": ("--time-limit", "3"),
+    "search": ("--time-limit", "6"),
 }
 
 

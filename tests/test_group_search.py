@@ -14,10 +14,11 @@ from llmpq.answers.subject import Subject, program_of
 from llmpq.costs.kv_blocks import kv_blocks
 from llmpq.costs.shard import shard
 from llmpq.costs.table import micro_batch_sizes
-from llmpq.errors import InputError
+from llmpq.errors import InputError, TimeLimitError
 from llmpq.hardware.cluster import Cluster
 from llmpq.options import Options
 from llmpq.plan import Plan
+from llmpq.planning import group_search
 from llmpq.planning.candidates import Candidate
 from llmpq.planning.costing import on_groups, on_groups_of
 from llmpq.planning.joint import joint_plan
@@ -151,6 +152,18 @@ def test_no_group_is_larger_than_asked_for() -> None:
     program = quad(Batch(1, 16, 8))
     found = [planned(replace(program, request=replace(program.request, tensor_parallel=most))).ranks for most in (1, 2, 3, 4, 8)]
     assert found == [1, 2, 2, 4, 4]
+
+
+def test_a_time_limit_that_nothing_keeps_is_told_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = quad(Serving(1.0, 16, 4))
+
+    def late(program: Program, **given: object) -> None:
+        raise TimeLimitError("no plan was found within a share of it")
+
+    monkeypatch.setattr(group_search, "search_or_explain", late)
+    short = replace(program, request=replace(program.request, time_limit_s=1e-6))
+    with pytest.raises(TimeLimitError, match=r"within 1e-06 s; give more time with --time-limit"):
+        group_search.search_groups(short)
 
 
 def test_replicas_may_be_groups() -> None:

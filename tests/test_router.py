@@ -147,6 +147,14 @@ def test_one_server_that_dies_ends_the_others(tmp_path: Path, monkeypatch: pytes
     assert None not in [server.ended for server in servers]
 
 
+def test_a_server_that_is_stopped_while_another_thread_starts_it_is_not_left_behind(tmp_path: Path) -> None:
+    server = server_in(tmp_path / "a")
+    server.stop()  # as when another has died before this one's thread got that far
+    with pytest.raises(BackendError, match="was stopped before it had started"), server:
+        pass
+    assert server.ended is not None
+
+
 def test_an_address_that_is_taken_is_told_before_any_server_starts(tmp_path: Path, ports: tuple[int, int]) -> None:
     servers = [server_in(tmp_path / name) for name in "ab"]
     for server in servers:

@@ -131,7 +131,7 @@ def _without_budget(
     """As no groups keep the budget: single devices; where they do not either, whichever loses least."""
     found: list[Grouped] = []
     errors: list[InfeasibleError] = []
-    target, places = program.request.target, (program, *others)
+    target, places, timed_out = program.request.target, (program, *others), False
     for number, each in enumerate(places):
         left = max(0.0, deadline - time.monotonic()) / (len(places) - number)
         limited = replace(each, request=replace(each.request, time_limit_s=max(left, 1e-3)))
@@ -142,11 +142,17 @@ def _without_budget(
             if target.explicit or target.budget is None:
                 break
             continue
+        except TimeLimitError:
+            timed_out = True
+            continue
         if answer.budget == target.budget:
             together = min(bound, answer.found.bound)
             proven = answer.found.proven and together >= answer.found.bound
             return Grouped(each, replace(answer, found=replace(answer.found, bound=together, proven=proven)), places)
         found.append(Grouped(each, answer, places))
+    if not found and timed_out:
+        limit = program.request.time_limit_s
+        raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
     if not found:
         raise errors[0]
     return min(found, key=lambda item: (_budget_of(item), item.answer.found.objective))
