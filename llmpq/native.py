@@ -1,4 +1,4 @@
-"""Native code: a C file of the package, compiled once per machine and version into the user's cache, loaded by ctypes."""
+"""Native code: a C file of the package and its headers, compiled once per machine and version into the user's cache; ctypes."""
 
 import ctypes
 import hashlib
@@ -29,7 +29,8 @@ def load_library(source: Path, flags: tuple[str, ...], *, this_cpu: bool = False
 
 def _built(source: Path, flags: tuple[str, ...], instructions: str) -> Path | None:
     """The shared library in the cache, named after what it was made from; built when it is not there."""
-    digest = hashlib.sha256(source.read_bytes() + " ".join(flags).encode() + instructions.encode()).hexdigest()[:16]
+    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    digest = hashlib.sha256(text + " ".join(flags).encode() + instructions.encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{digest}.so"
     if target.exists():
         return target

@@ -10,7 +10,7 @@ from torch.nn import functional
 from llmpq.errors import QuantizationError
 from llmpq.precision import PRECISIONS
 from llmpq.quantization import int8_kernel
-from llmpq.quantization.packed_kernels import FEW_TOKENS, PackedKernels, arrange, packed_kernels
+from llmpq.quantization.packed_kernels import FEW_TOKENS, PackedKernels, packed_kernels
 from llmpq.quantization.packing import pack
 from llmpq.quantization.quantized_linear import QuantizedLinear, prepare_linears
 from llmpq.quantization.rounding import QuantizedWeight, quantize, quantize_activation_per_token
@@ -119,8 +119,9 @@ def test_rows_are_shared_out_to_threads(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(kernels().product(x, linear.get_buffer("weight_packed"), linear.get_buffer("weight_scale"), 4), alone)
 
 
+@needs_compiler
 def test_arranging_is_a_permutation_within_groups() -> None:
-    x = torch.arange(16.0).view(1, 16)
+    x, arrange = torch.arange(16.0).bfloat16().view(1, 16), kernels().arranged
     assert arrange(x, 8, 8).tolist() == x.tolist()
     assert arrange(x, 4, 8).tolist() == [[0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]]
     assert arrange(x, 3, 16).tolist() == [[0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]]

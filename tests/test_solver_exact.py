@@ -261,3 +261,18 @@ def test_a_changed_source_or_a_new_machine_builds_once_and_a_broken_compiler_is_
     changed = tmp_path / "kernels.c"
     changed.write_text("this is no C")
     assert load_library(changed, native.FLAGS) is None
+
+
+def test_a_changed_header_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c_kernels()
+    monkeypatch.setenv("LLMPQ_CACHE", str(tmp_path / "cache"))
+    source, header = tmp_path / "answer.c", tmp_path / "answer.h"
+    source.write_text('#include "answer.h"\nint answer(void) { return ANSWER; }\n')
+    found = []
+    for number in (1, 2):
+        header.write_text(f"#define ANSWER {number}\n")
+        load_library.cache_clear()
+        library = load_library(source, ())
+        assert library is not None
+        found.append(library.answer())
+    assert found == [1, 2]

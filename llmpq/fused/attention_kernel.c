@@ -5,10 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#include <immintrin.h>
-#define INLINE static inline __attribute__((always_inline))
+#include "bfloat16.h"
 
-enum { LANES = 16, PAIRS = 32, BLOCK = 64, MOST_QUERIES = 8, MOST_DIM = 512, VECTORS = 4 };
+enum { PAIRS = 32, BLOCK = 64, MOST_QUERIES = 8, MOST_DIM = 512, VECTORS = 4 };
 enum { NO_MASK, ALLOWED, ADDED }; /* no mask; bytes, 0 where hidden; bfloat16, added to scores */
 #define LOWEST (-3.4028235e38f)
 
@@ -31,28 +30,6 @@ typedef struct {
     float most[MOST_QUERIES], total[MOST_QUERIES];
     float sum[MOST_QUERIES][MOST_DIM];
 } state_t;
-
-INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0; }
-
-INLINE __m512 wide(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
-
-INLINE __m256i narrow(__m512 value) {
-    __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16));
-}
-
-/* e^x for x <= 0, exactly 1 at 0 and exactly 0 below -87; what is no number stays none. */
-INLINE __m512 exponential(__m512 x) {
-    __mmask16 in = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
-    x = _mm512_maskz_mov_ps(in, x);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 5040);
-    const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    for (int i = 0; i < 7; i++) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(terms[i]));
-    return _mm512_maskz_scalef_ps(in, y, n);
-}
 
 /* The sums of the 16 vectors, one in each lane. */
 INLINE __m512 sums_of(__m512 v[LANES]) {
@@ -89,7 +66,7 @@ INLINE __m512 masked(const attention_t *p, int64_t slot, int64_t head, int64_t p
     __mmask16 in = lanes(left);
     int64_t at = slot * p->mask_slot + head * p->mask_head + position;
     if (p->mask_kind == ALLOWED) in &= _mm_test_epi8_mask(_mm_maskz_loadu_epi8(in, (const uint8_t *)p->mask + at), _mm_set1_epi8(-1));
-    if (p->mask_kind == ADDED) score = _mm512_add_ps(score, wide(_mm256_maskz_loadu_epi16(in, (const uint16_t *)p->mask + at)));
+    if (p->mask_kind == ADDED) score = _mm512_add_ps(score, load((const uint16_t *)p->mask + at, in));
     return _mm512_mask_mov_ps(_mm512_set1_ps(LOWEST), in, score);
 }
 
@@ -103,7 +80,7 @@ INLINE void add_values(const attention_t *p, const uint16_t *value, float weight
         __m512 x[VECTORS];
         for (int v = 0; v < vectors; v++) {
             int64_t at = d + v * LANES;
-            x[v] = wide(_mm256_maskz_loadu_epi16(lanes(p->value_dim - at), value + i * p->value_position + at));
+            x[v] = load(value + i * p->value_position + at, lanes(p->value_dim - at));
         }
         for (int q = 0; q < queries; q++) {
             __m512 w = _mm512_set1_ps(weight[first + q][i]);
@@ -170,8 +147,7 @@ static void attend_some(const attention_t *p, int64_t slot, int64_t kv_head, int
         uint16_t *out = p->out + (slot * p->heads + head + q) * p->value_dim;
         __m512 by = _mm512_set1_ps(state.total[q] > 0.0f ? 1.0f / state.total[q] : 0.0f);
         for (int64_t d = 0; d < p->value_dim; d += LANES) {
-            __m512 whole = _mm512_mul_ps(_mm512_loadu_ps(state.sum[q] + d), by);
-            _mm256_mask_storeu_epi16(out + d, lanes(p->value_dim - d), narrow(whole));
+            store(out + d, lanes(p->value_dim - d), _mm512_mul_ps(_mm512_loadu_ps(state.sum[q] + d), by));
         }
     }
 }

@@ -2,42 +2,14 @@
    modules round that they stand for, so that results differ by the order of sums alone. */
 #include <stdint.h>
 #if defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#include <immintrin.h>
-#define INLINE static inline __attribute__((always_inline))
+#include "bfloat16.h"
 
-enum { LANES = 16 };
-enum { ROUNDED, WIDE, ONE_MORE, CENTERED }; /* norms: see rms_norm */
+enum { ROUNDED, WIDE, ONE_MORE, CENTERED }; /* norms: see norm */
 enum { SILU, GELU_TANH };
 
 int has_operators(void) { return 1; }
 
-INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
-
-INLINE __m512 load(const uint16_t *from, __mmask16 in) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, from)), 16));
-}
-
-INLINE __m512i bits_of(__m512 value) { /* rounded to bfloat16, which the low half holds */
-    __m512i bits = _mm512_castps_si512(value), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-}
-
 INLINE __m512 rounded(__m512 value) { return _mm512_castsi512_ps(_mm512_slli_epi32(bits_of(value), 16)); }
-
-INLINE void store(uint16_t *to, __mmask16 in, __m512 value) { _mm256_mask_storeu_epi16(to, in, _mm512_cvtepi32_epi16(bits_of(value))); }
-
-/* e^x, 0 below -87 and as e^88 above; what is no number stays none. */
-INLINE __m512 exponential(__m512 x) {
-    __mmask16 in = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
-    x = _mm512_min_ps(_mm512_set1_ps(88.0f), x);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 5040);
-    const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    for (int i = 0; i < 7; i++) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(terms[i]));
-    return _mm512_maskz_scalef_ps(in, y, n);
-}
 
 INLINE float mean_of(const uint16_t *x, int64_t columns) {
     __m512 sum = _mm512_setzero_ps();

@@ -12,7 +12,7 @@ from llmpq.hardware.support import tensor_parallel_sizes
 from llmpq.planning.costing import on_groups
 from llmpq.planning.fallback import BUDGET_SHARE, Answer, capacity_notices, search_or_explain
 from llmpq.planning.orders import identical_devices, named_devices
-from llmpq.planning.search import ROUNDING, Found, Search, Start
+from llmpq.planning.search import ROUNDING, Found, Search, Start, out_of_time
 from llmpq.planning.space import EVERYTHING
 from llmpq.program import Program, Request
 
@@ -151,8 +151,7 @@ def _without_budget(
             return Grouped(each, replace(answer, found=replace(answer.found, bound=together, proven=proven)), places)
         found.append(Grouped(each, answer, places))
     if not found and timed_out:
-        limit = program.request.time_limit_s
-        raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
+        raise out_of_time(program)
     if not found:
         raise errors[0]
     return min(found, key=lambda item: (_budget_of(item), item.answer.found.objective))

@@ -52,6 +52,11 @@ def rows_of(program: Program, candidate: Candidate) -> tuple[Row, ...]:
     return rule_rows(program.request.rules, rule_context(program, candidate))
 
 
+def out_of_time(program: Program) -> TimeLimitError:
+    """What is raised where the request's time limit ended before there was any plan."""
+    return TimeLimitError(f"no plan was found within {program.request.time_limit_s:g} s; give more time with --time-limit")
+
+
 def search(
     program: Program,
     budget: float | None,
@@ -186,8 +191,7 @@ class Search:
             self.offer_first_plans()
         if self.best is None:
             if timed_out:
-                limit = self.program.request.time_limit_s
-                raise TimeLimitError(f"no plan was found within {limit:g} s; give more time with --time-limit")
+                raise out_of_time(self.program)
             if self.missed < inf:
                 raise InfeasibleError((missed_limits(self.program.request.workload, self.missed),))
             return None

@@ -57,9 +57,10 @@ def profile_model(
     """The profile, with what `begun` already has. Raises InputError when that is of another model, machine or device."""
     profile = continued(empty_profile(subject, speed), begun)
     if with_link and profile.link is None:
-        on_cores = subject.device.type == "cpu"  # where passing messages takes time from computing
-        message_cpu_s = measure_message(subject.graph.hidden_size) if on_cores else 0.0
-        profile = replace(profile, link=measure_link(), message_cpu_s=message_cpu_s)
+        profile = replace(profile, link=measure_link())
+        keep(profile)
+    if with_link and not profile.message_cpu_s and subject.device.type == "cpu":  # a card computes while messages pass
+        profile = replace(profile, message_cpu_s=measure_message(subject.graph.hidden_size))
         keep(profile)
     usable = [p for p in precisions if any(can_have(subject, kind, p) for kind in range(len(subject.graph.kinds)))]
     positions = subject.graph.max_positions

@@ -49,7 +49,7 @@ class PackedKernels:
         """x [tokens, columns] -> [tokens, rows] in fp32, exact up to the order of sums."""
         (tokens, columns), rows = x.shape, packed.shape[0]
         group = columns // scale.shape[1]
-        arranged = arrange(x, num_bits, group)
+        arranged = self.arranged(x, num_bits, group)
         y = torch.empty(rows, tokens, dtype=torch.float32)
         shape = (c_int64(columns), c_int64(group), c_int(num_bits), c_int64(packed.stride(0) * packed.element_size()))
         half = c_int(scale.dtype == torch.float16)
@@ -66,15 +66,21 @@ class PackedKernels:
         """The same rounded once to bfloat16, contiguous; for few tokens, where `has_vectors`."""
         (tokens, columns), rows = x.shape, packed.shape[0]
         assert tokens <= MOST_TOKENS, "more tokens than few"
-        group, x = columns // scale.shape[1], x.contiguous()
-        arranged, y = x, torch.empty(tokens, rows, dtype=torch.bfloat16)
-        if num_bits != 8:
-            arranged = torch.empty_like(x)
-            self.library.arrange(x.data_ptr(), arranged.data_ptr(), tokens, columns, group, num_bits)
+        group, y = columns // scale.shape[1], torch.empty(tokens, rows, dtype=torch.bfloat16)
+        arranged = self.arranged(x, num_bits, group)
         tensors = (packed.data_ptr(), scale.data_ptr(), scale.dtype == torch.float16, arranged.data_ptr(), y.data_ptr())
         sizes = (columns, group, num_bits, packed.stride(0) * packed.element_size(), tokens, rows)
         over_rows(rows, partial(self.library.few_tokens_rounded, *tensors, *sizes))
         return y
+
+    def arranged(self, x: Tensor, num_bits: int, group: int) -> Tensor:
+        """x [tokens, columns], 16 bits: the columns of every group in the order in which the C file decodes them, contiguous."""
+        x = x.contiguous()
+        if num_bits == 8:
+            return x
+        found = torch.empty_like(x)
+        self.library.arrange(x.data_ptr(), found.data_ptr(), *x.shape, group, num_bits)
+        return found
 
     def _with_scratch(self, tensors: tuple[object, ...], shape: tuple[c_int64 | c_int, ...], tokens: int, *ends: c_int64) -> None:
         scratch = torch.empty(shape[0].value, dtype=torch.float32)
@@ -93,16 +99,6 @@ class PackedKernels:
             ),
         )
         return out
-
-
-def arrange(x: Tensor, num_bits: int, group: int) -> Tensor:
-    """The columns of every group in the order in which the C file decodes them, contiguous."""
-    tokens, columns = x.shape
-    if num_bits == 4:
-        x = x.reshape(tokens, columns // group, group // 2, 2).transpose(-1, -2)
-    elif num_bits == 3:
-        x = x.reshape(tokens, columns // group, group // 8, 4, 2).transpose(2, 3)
-    return x.reshape(tokens, columns).contiguous()
 
 
 @cache
