@@ -9,24 +9,12 @@ from llmpq.errors import BackendError
 from llmpq.graph import LayerGraph
 from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import StageSeconds, stage_seconds
-from llmpq.runtime.schedule import Schedule, schedule
-from llmpq.runtime.simulate import Times
-from llmpq.runtime.timeline import timeline
+from llmpq.runtime.schedule import Schedule, plan_schedule
+from llmpq.runtime.simulate import Span, Times, simulated_spans
 from llmpq.simulation.planned import simulate_plan
 from llmpq.simulation.requests import Request
 from llmpq.simulation.simulator import Run
 from llmpq.workload import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """An action of the schedule on a stage: computing from `start_s` to `computed_s`, its result sent until `end_s`."""
-
-    stage: int
-    action: str
-    start_s: float
-    computed_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +56,12 @@ class SimulatorBackend:
         workload = self.plan.workload
         if not isinstance(workload, Batch):
             raise BackendError("the plan is for serving; give the simulator requests to serve")
-        one = replay(_schedule(self.plan), stage_seconds(self.plan, self.graph, self.profile), workload)
+        one = replay(plan_schedule(self.plan), stage_seconds(self.plan, self.graph, self.profile), workload)
         return one if self.plan.rounds == 1 else _repeated(one, self.plan.rounds)
 
     def serve(self, requests: Sequence[Request], keep_spans: int = 0) -> Run:
         """Requests served by the scheduling policy of vLLM. Raises InputError for a plan of a batch."""
         return simulate_plan(self.plan, self.graph, self.plan.engine, requests, keep_spans, self.profile)
-
-
-def _schedule(plan: Plan) -> Schedule:
-    pipeline, batch = plan.pipeline, plan.batch
-    prefill, decode = (-(-batch.batch_size // size) for size in (pipeline.prefill_micro_batch, pipeline.decode_micro_batch))
-    share = pipeline.decode_micro_batch // pipeline.prefill_micro_batch
-    return schedule(len(plan.stages), prefill, decode, batch.gen_len, share)
 
 
 def _repeated(one: BatchRun, rounds: int) -> BatchRun:
@@ -90,19 +71,14 @@ def _repeated(one: BatchRun, rounds: int) -> BatchRun:
 
 def replay(actions: Schedule, seconds: StageSeconds, workload: Batch) -> BatchRun:
     """The schedule with these seconds: of a micro-batch on each stage, and of sending its result on."""
+    rows, stages = [actions.actions(stage) for stage in range(len(actions.rows))], range(len(actions.rows))
     compute, send = Times(seconds.prefill, seconds.decode), Times(seconds.prefill_link, seconds.decode_link)
-    both, stages = compute + send, range(len(actions.rows))
-    rows = [actions.actions(stage) for stage in stages]
-    found = timeline(rows, actions.prefill_per_decode, both.of, lambda stage, action: 0.0)
-    spans = tuple(
-        Span(j, str(action), start, start + compute.of(j, action), start + both.of(j, action))
-        for j in stages
-        for start, action in zip(found.starts[j], rows[j], strict=True)
-    )
+    spans = simulated_spans(rows, actions.prefill_per_decode, compute, send)
+    total_s = max(span.end_s for span in spans)
     return BatchRun(
-        seconds=found.total_s,
+        seconds=total_s,
         prefill_s=max((span.end_s for span in spans if span.action.startswith("P")), default=0.0),
-        tokens_per_s=workload.batch_size * workload.gen_len / found.total_s,
-        busy=tuple(sum(s.computed_s - s.start_s for s in spans if s.stage == j) / found.total_s for j in stages),
+        tokens_per_s=workload.batch_size * workload.gen_len / total_s,
+        busy=tuple(sum(s.computed_s - s.start_s for s in spans if s.stage == j) / total_s for j in stages),
         spans=spans,
     )

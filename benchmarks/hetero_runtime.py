@@ -1,12 +1,11 @@
 """The plan on our own runtime over unlike devices, beside every baseline: measured, predicted, and when each stage is busy.
 
 python benchmarks/hetero_runtime.py prepare     model, sensitivity; with --profile SECONDS a profile, alone on the machine
-python benchmarks/hetero_runtime.py shares      what shares of a core are worth to a stage, for plans; alone on the machine
 python benchmarks/hetero_runtime.py plans       llmpq's and every baseline's, by the profile
-python benchmarks/hetero_runtime.py run         alone; Linux, root; what is in the JSON already is not measured again
+python benchmarks/hetero_runtime.py run         alone; what is in the JSON already is not measured again
 python benchmarks/hetero_runtime.py table
 
-Devices are processes, one thread each, in control groups that hold them to a share of a core (benchmarks/hetero/clusters), warm
+Devices are processes, one thread each, slowed to their share of a core (benchmarks/hetero/clusters, `hetero.warm.Pace`), warm
 between plans. Everybody has the loss of uniform w8a8 as quality budget. llmpq and the best by hand run in turns.
 """
 
@@ -15,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, fsum, log
 from pathlib import Path
@@ -23,8 +22,6 @@ from statistics import median
 from typing import Any
 
 import click
-from hetero.calibration import calibrate
-from hetero.cgroups import Limits
 from hetero.gantt import beginning, busy, drawing
 from hetero.prepared import Prepared
 from hetero.warm import Outcome, Recorded, WarmDevices, busy_neighbour, key_of, warm_devices
@@ -38,7 +35,7 @@ from llmpq.errors import InfeasibleError
 from llmpq.hardware.cluster import Cluster
 from llmpq.plan import Plan
 from llmpq.profiling.profile_file import read_profile, write_profile
-from llmpq.report.spans import Span
+from llmpq.runtime.simulate import Span
 from llmpq.sensitivity import SensitivityTable
 from llmpq.serialize import dumps, loads
 from llmpq.workload import Batch
@@ -51,7 +48,6 @@ BATCH = Batch(8, 64, 24)
 PRECISIONS, BUDGET_OF = "16,w8a8,w4a16", "w8a8"
 BASELINES = ("hand", "even", "fastest", "uniform", "pipeedge", "adabits", "transfer")
 TURNS = 3  # of llmpq and the best by hand
-LEAST_S = 0.3  # of work at every length of a calibration
 PROFILE_S = 90.0
 DRAWN = 22  # actions of every stage in a chart
 Json = dict[str, Any]
@@ -99,25 +95,11 @@ def take_profile(inputs: Inputs, seconds: float) -> None:
         profile_model(subject, parse_precisions(PRECISIONS), extent, lambda taken: write_profile(inputs.profile, taken), begun)
 
 
-def worth_of_shares(inputs: Inputs, shares: Iterable[float]) -> dict[float, float]:
-    """Share of a core -> CPU seconds that one stage needs for the batch with a core of its own over those with that share."""
-    device = "devices:\n  - {{type: CPU, memory: 1 GiB, speed: {}, host: a}}"
-    needed = {}
-    for share in dict.fromkeys((1.0, *shares)):
-        cluster = Cluster.from_yaml(f"name: alone\n{device.format(share)}", "alone")
-        alone = plan(str(inputs.model), cluster, BATCH, **inputs.options() | {"precisions": BUDGET_OF}).require("plan")
-        with warm_devices(inputs.model, {alone.stages[0].device: share}) as devices:
-            runs = devices.measure(alone, TURNS)
-        needed[share] = median(run.seconds * share * run.utilisation[alone.stages[0].device] for run in runs)
-    return {share: needed[1.0] / seconds for share, seconds in needed.items()}
-
-
 def plans_of(name: str, inputs: Inputs) -> tuple[Named, ...]:
     """llmpq's plan first, then those of the baselines that differ; made once."""
     path = inputs.folder / f"plans-{name}.json"
     if not path.exists():
-        cluster = inputs.as_measured(Cluster.load(CLUSTERS / f"{name}.yaml"))
-        path.write_text(dumps(tuple(_made(cluster, inputs))), "utf-8")
+        path.write_text(dumps(tuple(_made(Cluster.load(CLUSTERS / f"{name}.yaml"), inputs))), "utf-8")
     return loads(tuple[Named, ...], path.read_text("utf-8"), path.name)
 
 
@@ -134,8 +116,7 @@ def _made(cluster: Cluster, inputs: Inputs) -> Iterator[Named]:
     for key in dict.fromkeys(map(key_of, plans.values())):
         names = tuple(name for name, own in plans.items() if key_of(own) == key)
         found = SimulatorBackend(plans[names[0]], made[names[0]].graph, profile).run()
-        spans = tuple(Span(each.stage, each.action, each.start_s, each.computed_s, each.end_s) for each in found.spans)
-        yield Named(names, plans[names[0]], found.seconds, found.busy, spans)
+        yield Named(names, plans[names[0]], found.seconds, found.busy, found.spans)
 
 
 def measure(devices: WarmDevices, named: Sequence[Named]) -> Iterator[tuple[Named, Outcome, tuple[Recorded, ...]]]:
@@ -154,8 +135,6 @@ def measure_cluster(name: str, inputs: Inputs, charts: Path) -> Json:
     link = cluster.within_host.bandwidth_bytes_per_s if name == "slow-link" else None
     rows = {key_of(one.plan): _row(one) for one in named}
     with warm_devices(inputs.model, shares, link) as devices:
-        limits = {device: Limits(share) for device, share in shares.items()}
-        calibration = [_told(found) for found in calibrate(limits, devices.groups, LEAST_S)]
         for one, outcome, recorded in measure(devices, named):
             row, spans = rows[key_of(one.plan)], _measured_spans(recorded)
             row["runs"].append(asdict(outcome))
@@ -163,7 +142,7 @@ def measure_cluster(name: str, inputs: Inputs, charts: Path) -> Json:
             click.echo(f"{name}: {', '.join(one.names)}: {outcome.seconds:.2f} s ({row['predicted_s']:.2f})", err=True)
             if "llmpq" in one.names:
                 draw(one, spans, charts / f"hetero_runtime-{name}.svg")
-    return {"calibration": calibration, "rows": list(rows.values())}
+    return {"rows": list(rows.values())}
 
 
 def _row(one: Named) -> Json:
@@ -187,14 +166,6 @@ def draw(one: Named, measured: Sequence[Span], path: Path) -> None:
 def _measured_spans(recorded: Sequence[Recorded]) -> list[Span]:
     """Sending is beside computing, on a thread of its own, and not among them."""
     return [Span(each.stage, each.action, each.start_s, each.end_s, each.end_s) for each in recorded]
-
-
-def _told(found: Any) -> Json:
-    return {
-        "device": found.name,
-        "asked": found.asked,
-        "cores": {str(work): round(share, 3) for work, share in found.cores.items()},
-    }
 
 
 def summary(found: Json) -> Json:
@@ -268,16 +239,6 @@ def prepare(folder: Path, seconds: float | None) -> None:
         subprocess.run([sys.executable, "-m", "llmpq", "sensitivity", inputs.model, *arguments], check=True)
     if seconds is not None:
         take_profile(inputs, seconds)
-
-
-@main.command()
-@FOLDER
-@click.option("--cluster", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
-def shares(folder: Path, names: Sequence[str]) -> None:
-    """Measure what the shares of a core are worth."""
-    asked = {device.speed for name in names for device in Cluster.load(CLUSTERS / f"{name}.yaml").devices}
-    inputs = Inputs(folder)
-    click.echo("\n".join(inputs.keep_shares(worth_of_shares(inputs, sorted(asked, reverse=True)))))
 
 
 @main.command()

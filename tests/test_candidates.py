@@ -7,9 +7,10 @@ from math import comb, factorial
 import pytest
 
 from llmpq.costs.table import micro_batch_sizes
+from llmpq.costs.transfers import TOKEN_BYTES
 from llmpq.hardware.cluster import Cluster, Link, PairLink
 from llmpq.passmanager import parse_pipeline, run_passes
-from llmpq.planning.candidates import TOKEN_BYTES, Candidate, build_problem, candidate_groups
+from llmpq.planning.candidates import Candidate, build_problem, candidate_groups
 from llmpq.planning.orders import ascending, distinct_orders, identical_devices, teams
 from llmpq.program import Program
 from llmpq.solver.rules import parse_rules

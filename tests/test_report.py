@@ -23,7 +23,8 @@ from llmpq.report.gantt import schedule_section
 from llmpq.report.how_to_run import Engines
 from llmpq.report.markup import tag, text
 from llmpq.report.page import Report, render
-from llmpq.report.spans import ROUNDS, Span, decode_spans, prefill_spans
+from llmpq.report.spans import ROUNDS, decode_spans, prefill_spans
+from llmpq.runtime.simulate import Span
 from llmpq.serialize import dumps, loads
 from tests.conftest import CommandLine, Golden
 from tests.page_outline import PageOutline

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmpq.report.spans import Span
+from llmpq.runtime.simulate import Span
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -91,7 +91,7 @@ def test_charts_of_one_file_share_their_scale_and_are_valid(load: Load) -> None:
 def test_busy_is_the_share_of_computing_and_a_beginning_has_so_many_actions_of_each_stage(load: Load) -> None:
     gantt = load("hetero_gantt", BENCHMARKS / "hetero" / "gantt.py")
     assert gantt.busy(spans(), 2, 9.0) == [3.0 / 9.0, 4.5 / 9.0]
-    assert [(span.stage, span.label) for span in gantt.beginning(spans(), 1)] == [(0, "P0"), (1, "P0")]
+    assert [(span.stage, span.action) for span in gantt.beginning(spans(), 1)] == [(0, "P0"), (1, "P0")]
 
 
 def test_gains_are_geometric_means_over_clusters_and_errors_medians_over_plans(load: Load) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from llmpq.report.gantt import WIDTH, chart
 from llmpq.report.markup import Markup, tag
-from llmpq.report.spans import Span
+from llmpq.runtime.simulate import Span
 
 TITLE = 24  # pixels above a chart
 STYLE = (

@@ -122,6 +122,11 @@ class Profile:
         return SharedSteps(self.points) if self.points and tells_attention else SeparatePasses(self.points)
 
 
+def profile_of_dtype(profile: Profile | None, compute_dtype: ComputeDtype) -> Profile | None:
+    """The profile, None where its times are of another compute dtype."""
+    return profile if profile is not None and profile.compute_dtype == compute_dtype else None
+
+
 def kind_digest(kind: LayerKind) -> str:
     """A name for the structure of a layer, whatever the graph calls it and at which precision it is cached."""
     return _digest(replace(kind.with_cache("16"), name=""))

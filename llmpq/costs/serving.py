@@ -11,7 +11,7 @@ from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_pro
 from llmpq.costs.memory import logits_bytes
 from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s, with_cache
-from llmpq.costs.profile import Profile
+from llmpq.costs.profile import Profile, profile_of_dtype
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import Step
 from llmpq.costs.table import CostTable, PhaseCosts, ServingStep, most_rows_of
@@ -67,7 +67,7 @@ def _derive_serving(
 ) -> CostTable:
     """`decode`: mean steps, by sequences; `prefill`: activations alone, by token budget; `kv_bytes`: of one block."""
     graph = shard(graph, ranks_of(cluster.devices))
-    measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    measured = profile_of_dtype(profile, compute_dtype)
     mixed = _MixedSteps(graph, cluster.devices, workload, precisions, compute_dtype, engine, timed, measured)
     means = {
         sequences: mixed.costs(sequences, workload.prefill_tokens(sequences))
@@ -102,7 +102,7 @@ def mean_step_costs(
 ) -> PhaseCosts:
     """The mean step in which `sequences` decode."""
     graph = shard(graph, ranks_of(devices))
-    measured = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    measured = profile_of_dtype(profile, compute_dtype)
     mixed = _MixedSteps(graph, devices, workload, precisions, compute_dtype, engine, timed=True, profile=measured)
     return mixed.costs(sequences, workload.prefill_tokens(sequences))
 

@@ -9,7 +9,7 @@ from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_pro
 from llmpq.costs.memory import kv_cache_bytes, logits_bytes
 from llmpq.costs.op_latency import cache_s
 from llmpq.costs.part_times import measured_s, with_cache
-from llmpq.costs.profile import Profile
+from llmpq.costs.profile import Profile, profile_of_dtype
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import step_of
 from llmpq.costs.transfers import sent_bytes
@@ -141,7 +141,7 @@ def derive_costs(
     Not `timed`: what is supported and the bytes alone, every latency 0, at once: enough to ask whether a plan fits.
     queue: also of micro-batches of fewer sequences, for a batch of which only some are in the cache at once.
     """
-    profile = profile if profile is not None and profile.compute_dtype == compute_dtype else None
+    profile = profile_of_dtype(profile, compute_dtype)
     graph = shard(graph, ranks_of(cluster.devices))
     together = resident_sizes(workload.batch_size) if queue else (workload.batch_size,)
     most_rows = most_rows_of(cluster.devices)

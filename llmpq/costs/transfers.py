@@ -1,6 +1,8 @@
-"""Transfers: how much of a token's state an engine sends from one stage to the next."""
+"""Transfers: what engines send from one stage to the next for each token, and from the last to the first."""
 
 from llmpq.graph import FLOAT_BYTES, LayerGraph
+
+TOKEN_BYTES = 8  # of a sampled token, whose id returns to the first stage as int64
 
 # vLLM adds the residual in the next layer's norm, so its stages send hidden state and residual; these models' do not
 # (vLLM 0.32, make_empty_intermediate_tensors_factory in model_executor/models)

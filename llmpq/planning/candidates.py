@@ -6,6 +6,7 @@ from math import inf
 from llmpq.costs import CostTable, PhaseCosts, ServingStep
 from llmpq.costs.kv_blocks import PAGED
 from llmpq.costs.table import micro_batch_sizes, most_rows_of
+from llmpq.costs.transfers import TOKEN_BYTES
 from llmpq.errors import InputError
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
@@ -20,8 +21,6 @@ from llmpq.sensitivity import SensitivityTable
 from llmpq.solver.problem import EndCost, Problem
 from llmpq.solver.rules import RuleContext
 from llmpq.workload import Serving, Workload
-
-TOKEN_BYTES = 8  # token ids return to the first stage as int64
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llmpq.costs import PhaseCosts
-from llmpq.costs.profile import Profile
+from llmpq.costs.profile import Profile, profile_of_dtype
 from llmpq.costs.serving import mean_step_costs
 from llmpq.costs.shard import shard
 from llmpq.costs.table import phase_costs
@@ -31,6 +31,7 @@ class StageSeconds:
 
 def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None) -> StageSeconds:
     """As the planner charges them. profile: what the plan rests on, where its times were measured."""
+    profile = profile_of_dtype(profile, plan.compute_dtype)
     devices = tuple(plan.cluster.device(stage.device) for stage in plan.stages)
     part = shard(graph, plan.ranks)
     precisions = tuple(map(parse_option, dict.fromkeys(plan.options)))

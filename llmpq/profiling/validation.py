@@ -3,20 +3,20 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from llmpq.costs import CostTable, derive_costs
-from llmpq.costs.profile import Profile
+from llmpq.costs.latency import latency_provenance
+from llmpq.costs.profile import Profile, profile_of_dtype
 from llmpq.errors import InputError
 from llmpq.generation import SamplingParams
 from llmpq.graph import LayerGraph
 from llmpq.layer_option import parse_options
 from llmpq.plan import ComputeDtype, Plan
+from llmpq.planning.stage_seconds import StageSeconds, stage_seconds
 from llmpq.profiling.metered_stage import MeteredStage
 from llmpq.profiling.probe import Clock
 from llmpq.quantization.dense_linear import DenseLinear
@@ -24,7 +24,7 @@ from llmpq.quantization.quantized_linear import QuantizedLinear
 from llmpq.runtime.engine import Engine
 from llmpq.runtime.job import Job, generate_job
 from llmpq.runtime.progress import Progress
-from llmpq.runtime.schedule import schedule
+from llmpq.runtime.schedule import plan_schedule
 from llmpq.runtime.simulate import Times, simulate
 from llmpq.runtime.spec import PipelineSpec, pipeline_spec
 from llmpq.runtime.stage import Stage
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from llmpq.compiled import CompiledModel
 
 QUICK_TOKENS = 8
-TOKEN_BYTES = 16  # of a sequence in what the last stage returns: token and log-probability, float64
 LIVE_SHARE, LIVE_BYTES = 0.02, 2**20  # by which all that lives at once may stay below what was planned
 UNMEASURED_BAND = (0.5, 3.0)  # of predictions by tables and roofline (llmpq.costs.band)
 
@@ -129,8 +128,7 @@ def compare(
 ) -> Validation:
     """The plan of a batch run by these stages, each on its device. dtype: of the weights, by default that of the plan."""
     workload = replace(plan.batch, gen_len=min(plan.batch.gen_len, QUICK_TOKENS)) if quick else plan.batch
-    precisions = parse_options(tuple(dict.fromkeys(plan.options)))
-    costs = derive_costs(graph, plan.cluster, workload, precisions, plan.compute_dtype, "local", profile=profile)
+    ran = replace(plan, workload=workload, engine="local")
     spec = pipeline_spec(plan, graph, dtype)
     stages = {j: MeteredStage(module, spec.layers[j], spec.torch_dtype, device) for j, (module, device) in enumerate(modules)}
     job = _job(graph, workload)
@@ -139,9 +137,12 @@ def compare(
     for stage in stages.values():
         stage.counts = False
     run = replace(run_job(job, spec, stages, clock), live_bytes=live_bytes)
-    band = profile.band if profile is not None and costs.provenance.startswith("measured") else UNMEASURED_BAND
-    rows = (*_memory_rows(plan, workload, run), *_time_rows(plan, workload, graph, costs, run, band))
-    return Validation(graph.model, workload, costs.provenance, rows, _speeds(plan, workload, rows))
+    profile = profile_of_dtype(profile, plan.compute_dtype)
+    precisions = parse_options(tuple(dict.fromkeys(plan.options)))
+    provenance = latency_provenance(plan.cluster.devices, precisions, "local", graph, profile)
+    band = profile.band if profile is not None and provenance.startswith("measured") else UNMEASURED_BAND
+    rows = (*_memory_rows(plan, workload, run), *_time_rows(ran, stage_seconds(ran, graph, profile), run, band))
+    return Validation(graph.model, workload, provenance, rows, _speeds(plan, workload, rows))
 
 
 def run_job(job: Job, spec: PipelineSpec, stages: Mapping[int, Stage], clock: Clock) -> Run:
@@ -198,54 +199,30 @@ def _least_share(total: float) -> float:
     return min(1.0 - LIVE_SHARE, 1.0 - LIVE_BYTES / total)
 
 
-def _time_rows(
-    plan: Plan, workload: Batch, graph: LayerGraph, costs: CostTable, run: Run, band: tuple[float, float]
-) -> Iterator[Comparison]:
-    pipeline, total = plan.pipeline, 0.0
-    micro_batches = {"prefill": pipeline.prefill_micro_batch, "decode": pipeline.decode_micro_batch}
-    predicted: dict[str, list[float]] = {}
-    measured: dict[str, list[float]] = {}
-    for phase, passes in (("prefill", 1), ("decode", workload.gen_len - 1)):
-        predicted[phase] = stage_seconds(plan, graph, costs, phase)
-        total += sum(predicted[phase]) * -(-workload.batch_size // micro_batches[phase]) * passes
-        actions = [run.actions.get((j, phase[0].upper()), [0.0]) for j in range(len(plan.stages))]
-        measured[phase] = [median(seconds) for seconds in actions]
+def _time_rows(plan: Plan, seconds: StageSeconds, run: Run, band: tuple[float, float]) -> Iterator[Comparison]:
+    """Stages, then the whole: one after the other as it ran here, and as it would be with every stage on a device of its own."""
+    pipeline, batch = plan.pipeline, plan.batch
+    predicted, total = Times(seconds.prefill, seconds.decode), 0.0
+    measured = Times(_medians(run, plan, "P"), _medians(run, plan, "D"))
+    phases = (
+        ("prefill", 1, pipeline.prefill_micro_batch, predicted.prefill, measured.prefill),
+        ("decode", batch.gen_len - 1, pipeline.decode_micro_batch, predicted.decode, measured.decode),
+    )
+    for phase, passes, micro_batch, modelled, taken in phases:
+        total += sum(modelled) * -(-batch.batch_size // micro_batch) * passes
         if passes:
-            for stage, modelled, found in zip(plan.stages, predicted[phase], measured[phase]):
-                yield Comparison(phase, stage.device, "s", modelled, found, *band)
+            for stage, expected, found in zip(plan.stages, modelled, taken):
+                yield Comparison(phase, stage.device, "s", expected, found, *band)
     yield Comparison("end to end", "one after the other", "s", total, run.total_s, *band)
     if len(plan.stages) > 1:
-        modelled, found = (at_once(plan, workload, costs, times) for times in (predicted, measured))
-        yield Comparison("end to end", "at once", "s", modelled, found, *band)
+        links = Times(seconds.prefill_link, seconds.decode_link)
+        expected, found = (simulate(plan_schedule(plan), times, links, overlap=False) for times in (predicted, measured))
+        yield Comparison("end to end", "at once", "s", expected, found, *band)
 
 
-def at_once(plan: Plan, workload: Batch, costs: CostTable, stages: dict[str, list[float]]) -> float:
-    """Seconds of the plan's schedule with every stage on its own device, for seconds of the stages by phase; links as planned."""
-    pipeline, names = plan.pipeline, [stage.device for stage in plan.stages]
-    prefill, decode = pipeline.prefill_micro_batch, pipeline.decode_micro_batch
-    prefills, decodes = (-(-workload.batch_size // size) for size in (prefill, decode))
-    bytes_of = {"prefill": costs.phase("prefill", prefill).hidden_bytes, "decode": costs.phase("decode", decode).hidden_bytes}
-    links = {
-        phase: [plan.cluster.link(a, b).transfer_s(size) for a, b in pairwise(names)]
-        + [plan.cluster.link(names[-1], names[0]).transfer_s(TOKEN_BYTES * (prefill if phase == "prefill" else decode))]
-        for phase, size in bytes_of.items()
-    }
-    times, link_times = (Times(tuple(found["prefill"]), tuple(found["decode"])) for found in (stages, links))
-    actions = schedule(len(names), prefills, decodes, workload.gen_len, decode // prefill)
-    return simulate(actions, times, link_times, overlap=False)
-
-
-def stage_seconds(plan: Plan, graph: LayerGraph, costs: CostTable, phase: str) -> list[float]:
-    """Predicted seconds of one micro-batch on each stage, ends included."""
-    pipeline = plan.pipeline
-    cells = costs.phase(phase, pipeline.prefill_micro_batch if phase == "prefill" else pipeline.decode_micro_batch)
-    found = []
-    for j, stage in enumerate(plan.stages):
-        device = costs.devices.index(stage.device)
-        layers = (cells.layer_s[graph.layer_kind[i]][device][costs.options.index(o)] for i, o in zip(stage.layers, stage.options))
-        ends = (cells.first_s[device] if j == 0 else 0.0) + (cells.last_s[device] if j == len(plan.stages) - 1 else 0.0)
-        found.append(ends + sum(seconds or 0.0 for seconds in layers))
-    return found
+def _medians(run: Run, plan: Plan, phase: str) -> tuple[float, ...]:
+    """Seconds of an action of that phase on each stage."""
+    return tuple(median(run.actions.get((j, phase), [0.0])) for j in range(len(plan.stages)))
 
 
 def _speeds(plan: Plan, workload: Batch, rows: Sequence[Comparison]) -> tuple[tuple[str, float, float], ...]:

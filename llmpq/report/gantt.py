@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.report.markup import Markup, scrolling, section, table, tag
-from llmpq.report.spans import MOST, ROUNDS, Span, decode_spans, prefill_micro_batches, prefill_spans
+from llmpq.report.spans import MOST, ROUNDS, decode_spans, prefill_micro_batches, prefill_spans
 from llmpq.report.words import generates
+from llmpq.runtime.simulate import Span
 from llmpq.units import format_seconds
 from llmpq.workload import Serving
 
@@ -63,12 +64,12 @@ def chart(label: str, names: Sequence[str], spans: Sequence[Span], end_s: float 
 def _bars(span: Span, scale: float) -> list[Markup]:
     """The bar, its end for sending where there is one, its label where it has room."""
     x, width, sent = LEFT + span.start_s * scale, (span.computed_s - span.start_s) * scale, (span.end_s - span.computed_s) * scale
-    top, kind = ROW * span.stage + 4, f"g{int(span.label[1:]) % 2}"
+    top, kind = ROW * span.stage + 4, f"g{int(span.action[1:]) % 2}"
     made = [tag("rect", class_=kind, x=_pixel(x), y=top, width=_pixel(width), height=ROW - 8)]
     if sent >= 0.05:
         made.append(tag("rect", class_="send", x=_pixel(x + width), y=top + 9, width=_pixel(sent), height=ROW - 26))
     if width >= WIDE:
-        made.append(tag("text", span.label, class_="in", x=_pixel(x + width / 2), y=top + 17))
+        made.append(tag("text", span.action, class_="in", x=_pixel(x + width / 2), y=top + 17))
     return made
 
 

@@ -1,30 +1,18 @@
 """Spans: when each stage computes and sends, for the Gantt charts of a plan."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmpq.plan import Plan
 from llmpq.planning.stage_seconds import StageSeconds
 from llmpq.runtime.schedule import schedule
-from llmpq.runtime.simulate import Times
-from llmpq.runtime.timeline import Action, timeline
+from llmpq.runtime.simulate import Span, Times, simulated_spans
+from llmpq.runtime.timeline import Action
 from llmpq.simulation.pipeline import Pipeline
 from llmpq.simulation.scheduler import StepShape
 from llmpq.workload import Serving
 
 ROUNDS = 3  # of decode: the first fills the pipeline, the others repeat
 MOST = 48  # micro-batches of prefill that are drawn, and spans of a stage when decoding
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A micro-batch on a stage: computing from `start_s` to `computed_s`, its result sent until `end_s`."""
-
-    stage: int
-    label: str
-    start_s: float
-    computed_s: float
-    end_s: float
 
 
 def prefill_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:
@@ -52,13 +40,7 @@ def _simulated(rows: Sequence[Sequence[Action]], per_decode: int, seconds: Stage
     """The runtime's own simulation; a link's time occupies the stage that sends, as the planner charges it."""
     compute = Times(seconds.prefill or seconds.decode, seconds.decode)
     send = Times(seconds.prefill_link or seconds.decode_link, seconds.decode_link)
-    both = compute + send
-    starts = timeline(rows, per_decode, both.of, lambda stage, action: 0.0).starts
-    return tuple(
-        Span(stage, str(action), start, start + compute.of(stage, action), start + both.of(stage, action))
-        for stage, row in enumerate(starts)
-        for action, start in zip(rows[stage], row)
-    )
+    return simulated_spans(rows, per_decode, compute, send)
 
 
 def _serving_spans(plan: Plan, seconds: StageSeconds) -> tuple[Span, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmpq.errors import BackendError
+from llmpq.plan import Plan
 from llmpq.runtime.timeline import Action, timeline
 
 _ACTION = re.compile(r"([PD])(\d+)")
@@ -53,6 +54,14 @@ def schedule(
     starts = timeline((actions,) * num_stages, share, lambda stage, action: 1.0, lambda stage, action: 0.0).starts
     length = max((int(start) + 1 for row in starts for start in row), default=0)
     return Schedule(tuple(_placed(actions, row, length) for row in starts), share)
+
+
+def plan_schedule(plan: Plan) -> Schedule:
+    """Of one round of the plan's batch."""
+    pipeline, batch = plan.pipeline, plan.batch
+    prefill, decode = (-(-batch.batch_size // size) for size in (pipeline.prefill_micro_batch, pipeline.decode_micro_batch))
+    share = pipeline.decode_micro_batch // pipeline.prefill_micro_batch
+    return schedule(len(plan.stages), prefill, decode, batch.gen_len, share)
 
 
 def parse_schedule(text: str) -> Schedule:

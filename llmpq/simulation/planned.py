@@ -9,10 +9,10 @@ from math import ceil
 from llmpq.costs.latency import embedding_latency_s, head_latency_s, overhead_s
 from llmpq.costs.op_latency import attention_s, cache_s, collectives_s, products_s, streams_s
 from llmpq.costs.part_times import measured_s, with_cache
-from llmpq.costs.profile import Profile
+from llmpq.costs.profile import Profile, profile_of_dtype
 from llmpq.costs.shard import shard
 from llmpq.costs.step import Step
-from llmpq.costs.transfers import sent_bytes
+from llmpq.costs.transfers import TOKEN_BYTES, sent_bytes
 from llmpq.errors import InputError
 from llmpq.graph import LayerGraph, LayerKind
 from llmpq.hardware.cluster import Device
@@ -26,7 +26,6 @@ from llmpq.simulation.scheduler import Policy, StepShape
 from llmpq.simulation.simulator import Run, simulate
 
 FINE = 1.02  # steps whose sizes differ by less are taken to be equal: less than the error of the costs
-TOKEN_BYTES = 8  # ids return to the scheduler as int64
 
 
 def simulate_plan(
@@ -120,8 +119,7 @@ class StageTimes:
 
     @property
     def _measured(self) -> Profile | None:
-        found = self.profile
-        return found if found is not None and found.compute_dtype == self.plan.compute_dtype else None
+        return profile_of_dtype(self.profile, self.plan.compute_dtype)
 
     def _ends_s(self, device: Device, step: "_Step") -> tuple[float, float]:
         """Seconds before the layers of the first stage and behind those of the last."""
