@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from llmpq.precision import PRECISIONS
 from llmpq.quantization.dense_kernel import DenseKernel, dense_kernel
 from llmpq.quantization.int8_kernel import OneDnnKernel
-from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
+from llmpq.quantization.packed_kernels import MOST_TOKENS, PackedKernels, packed_kernels
 from llmpq.quantization.packing import pack
 from llmpq.quantization.quantized_linear import QuantizedLinear, prepare_linears
 from llmpq.quantization.rounding import quantize
@@ -51,11 +51,9 @@ class Variant:
     most_tokens: int = 10**9
 
 
-def linears(name: str, rows: int, columns: int) -> list[nn.Module]:
-    if name == "16":
-        return [nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16) for _ in range(COPIES)]
+def quantized_linears(name: str, rows: int, columns: int) -> list[QuantizedLinear]:
     tensors = pack(quantize(torch.randn(rows, columns), PRECISIONS[name]))
-    made: list[nn.Module] = []
+    made = []
     for _ in range(COPIES):
         linear = QuantizedLinear(columns, rows, False, PRECISIONS[name], torch.bfloat16)
         linear.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
@@ -65,26 +63,35 @@ def linears(name: str, rows: int, columns: int) -> list[nn.Module]:
 
 
 def variants(rows: int, columns: int) -> list[Variant]:
-    """The 16-bit product, what QuantizedLinear does, and both ways of the packed kernels apart."""
-    found = []
-    kernels = packed_kernels()
-    for name in ("16", *NAMES):
-        modules = linears(name, rows, columns)
-        turn = cycle(modules)
-        found.append(Variant(name, lambda x, turn=turn: next(turn)(x)))  # type: ignore[misc]
-        if kernels is not None and name not in ("16", "w8a8"):
-            bits, buffer = PRECISIONS[name].num_bits, torch.empty(rows, columns, dtype=torch.bfloat16)
-            found.append(Variant(f"{name} few", partial(few, kernels, cycle(modules), bits), 32))
-            found.append(Variant(f"{name} many", partial(many, kernels, cycle(modules), bits, buffer)))
-        if name == "16" and (dense := dense_kernel()) is not None:
-            found.append(Variant("16 few", partial(dense_few, dense, cycle(modules)), 32))
-            packed = [dense.pack(module.get_parameter("weight").detach()) for module in modules]
-            found.append(Variant("16 packed", partial(dense_packed, dense, rows, cycle(packed))))
+    """The 16-bit product, what QuantizedLinear does, and both of its ways with packed weights apart."""
+    found, kernels = dense_variants(rows, columns), packed_kernels()
+    for name in NAMES:
+        modules = quantized_linears(name, rows, columns)
+        found.append(Variant(name, partial(by_module, cycle(modules))))
+        if kernels is not None and name != "w8a8":
+            found.append(Variant(f"{name} few", partial(few, kernels, cycle(modules)), MOST_TOKENS))
+            found.append(Variant(f"{name} many", partial(many, kernels, cycle(modules))))
     return [*found, Variant("w8a8 oneDNN", partial(by_onednn, onednn_weight(rows, columns)))]
 
 
-def dense_few(kernel: DenseKernel, turn: "cycle[nn.Module]", x: Tensor) -> Tensor:
-    return kernel.few_tokens(x, next(turn).get_parameter("weight"), None)
+def dense_variants(rows: int, columns: int) -> list[Variant]:
+    """torch's 16-bit product, and both kernels of ours."""
+    modules, kernel = [nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16) for _ in range(COPIES)], dense_kernel()
+    found = [Variant("16", partial(by_module, cycle(modules)))]
+    if kernel is not None:
+        packed = [kernel.pack(module.weight.detach()) for module in modules]
+        found.append(Variant("16 few", partial(dense_few, kernel, cycle(modules)), MOST_TOKENS))
+        found.append(Variant("16 packed", partial(dense_packed, kernel, rows, cycle(packed))))
+    return found
+
+
+def by_module(turn: "cycle[Any]", x: Tensor) -> Tensor:
+    y: Tensor = next(turn)(x)
+    return y
+
+
+def dense_few(kernel: DenseKernel, turn: "cycle[nn.Linear]", x: Tensor) -> Tensor:
+    return kernel.few_tokens(x, next(turn).weight, None)
 
 
 def dense_packed(kernel: DenseKernel, rows: int, turn: "cycle[Tensor]", x: Tensor) -> Tensor:
@@ -101,15 +108,12 @@ def by_onednn(weight: tuple[OneDnnKernel, Tensor, Tensor], x: Tensor) -> Tensor:
     return kernel.product(x, prepacked, scale, None)
 
 
-def few(kernels: PackedKernels, turn: "cycle[nn.Module]", bits: int, x: Tensor) -> Tensor:
-    linear = next(turn)
-    return kernels.product(x, linear.get_buffer("weight_packed"), linear.get_buffer("weight_scale"), bits).to(x.dtype)
+def few(kernels: PackedKernels, turn: "cycle[QuantizedLinear]", x: Tensor) -> Tensor:
+    return next(turn).few_tokens(x, kernels)
 
 
-def many(kernels: PackedKernels, turn: "cycle[nn.Module]", bits: int, buffer: Tensor, x: Tensor) -> Tensor:
-    linear = next(turn)
-    weight = kernels.unpack(linear.get_buffer("weight_packed"), linear.get_buffer("weight_scale"), bits, buffer)
-    return nn.functional.linear(x, weight)
+def many(kernels: PackedKernels, turn: "cycle[QuantizedLinear]", x: Tensor) -> Tensor:
+    return next(turn).many_tokens(x, kernels)
 
 
 @torch.inference_mode()

@@ -42,6 +42,7 @@ class QuantizedLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.precision = precision
+        self._group = precision.group_size_for(in_features)
         self._prepacked: Tensor | None = None
         self._card: CardKernel | None = None
         for name, (stored, shape) in layout(precision, out_features, in_features, dtype).items():
@@ -106,20 +107,26 @@ class QuantizedLinear(nn.Module):
             return None
         found = packed_kernels()
         scale = self.get_buffer("weight_scale")
-        group = self.in_features // scale.shape[1]
-        return found if found and found.accepts(self.precision.num_bits, group, scale) else None
+        return found if found and found.accepts(self.precision.num_bits, self._group, scale) else None
 
     def _by_kernels(self, x: Tensor, kernels: PackedKernels) -> Tensor:
+        if kernels.is_few(len(x), self.precision.num_bits, self._group, x.dtype):
+            return self.few_tokens(x, kernels)
+        return self.many_tokens(x, kernels) if x.dtype == torch.bfloat16 else self._by_definition(x)
+
+    def few_tokens(self, x: Tensor, kernels: PackedKernels) -> Tensor:
+        """x [tokens, in_features], 16 bits, by the product that reads codes as they are packed; at most MOST_TOKENS."""
         packed, scale, bits = self.get_buffer("weight_packed"), self.get_buffer("weight_scale"), self.precision.num_bits
-        group, bias = self.in_features // scale.shape[1], self._buffers["bias"]
-        if kernels.is_few(len(x), bits, group, x.dtype):
-            if bias is None and kernels.has_vectors(bits, group, x.dtype):
-                return kernels.rounded_product(x, packed, scale, bits)
-            y = kernels.product(x, packed, scale, bits)
-            return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
-        if x.dtype != torch.bfloat16:
-            return self._by_definition(x)
-        panels = panel_product(kernels, bits, group, x.dtype)
+        bias = self._buffers["bias"]
+        if bias is None and kernels.has_vectors(bits, self._group, x.dtype):
+            return kernels.rounded_product(x, packed, scale, bits)
+        y = kernels.product(x, packed, scale, bits)
+        return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
+
+    def many_tokens(self, x: Tensor, kernels: PackedKernels) -> Tensor:
+        """x [tokens, in_features], bfloat16, by unpacking some rows, or all, for the dense product."""
+        packed, scale, bits = self.get_buffer("weight_packed"), self.get_buffer("weight_scale"), self.precision.num_bits
+        bias, panels = self._buffers["bias"], panel_product(kernels, bits, self._group, x.dtype)
         if panels is not None:
             scratch = _scratch.weight(scratch_rows(self.out_features), self.in_features)
             return panels.product(x, packed, scale, bits, bias, scratch)
