@@ -1,4 +1,4 @@
-"""Decision regret: measured throughput of the chosen plan against its measured neighbours, on throttled processes.
+"""Decision regret: measured throughput of the chosen plan against its measured neighbours, on processes of unlike speed.
 
 OMP_NUM_THREADS=1 python benchmarks/regret.py profile          a profile of this machine, for a random-weight Llama
 OMP_NUM_THREADS=1 python benchmarks/regret.py speeds           a first plan of every cell, run: how fast its devices are by that
@@ -6,11 +6,11 @@ OMP_NUM_THREADS=1 python benchmarks/regret.py plans            every cell's plan
 OMP_NUM_THREADS=1 python benchmarks/regret.py measure [--seconds 170] [--cells 12]     what the seconds allow; call it again
 python benchmarks/regret.py summary
 
-A cell is a cluster of processes that may use shares of a core, and a batch. Every plan runs on our own runtime, a process per
-device, which only computes while its control group lets it. The profile is taken in rounds, beside a neighbour that is busy as
-other stages are; first plans by it are run and correct the speeds of the cluster, as `llmpq validate` corrects a profile. The
-chosen plan and the best neighbours are measured again in turns; so is the same plan with equal devices exchanged, which is as
-good as the chosen one: how far it comes out apart is the floor.
+A cell is a cluster of processes that are worth shares of a core, and a batch. Every plan runs on our own runtime, a process per
+device, each of whose actions ends when it would with its share of a core (`hetero.warm.Pace`). The profile is taken in rounds,
+beside a neighbour that is busy as other stages are; first plans by it are run and correct the speeds of the cluster, as `llmpq
+validate` corrects a profile. The chosen plan and the best neighbours are measured again in turns; so is the same plan with equal
+devices exchanged, which is as good as the chosen one: how far it comes out apart is the floor.
 """
 
 import json
@@ -23,8 +23,6 @@ from statistics import fmean, median
 from typing import Any
 
 import click
-from hetero.calibration import calibrate
-from hetero.cgroups import Limits, groups
 from hetero.neighbours import neighbours
 from hetero.rounds import take_rounds
 from hetero.warm import WarmDevices, busy_neighbour, key_of, warm_devices
@@ -140,11 +138,14 @@ def worth_in(devices: WarmDevices, cell: Cell, work: Path) -> dict[str, float]:
     asked, options = request(cell, work, {})
     program = plan(*asked, **options)
     made = program.require("plan")
-    predicted = SimulatorBackend(made, program.graph, read_profile(work / "profile.json")).run().spans
+    profile = read_profile(work / "profile.json")
+    predicted = SimulatorBackend(made, program.graph, profile).run().spans
     taken = [each for _ in range(RUNS) for each in devices.record(made, 1)[1]]
     found = {}
     for index, stage in enumerate(made.stages):
-        expected_s = sum(span.computed_s - span.start_s for span in predicted if span.stage == index)
+        own = [span for span in predicted if span.stage == index]
+        messages_s = len(own) * profile.message_cpu_s / made.cluster.device(stage.device).speed if len(made.stages) > 1 else 0.0
+        expected_s = messages_s + sum(span.computed_s - span.start_s for span in own)
         found[stage.device] = RUNS * expected_s / sum(each.end_s - each.start_s for each in taken if each.stage == index)
     return found
 
@@ -252,21 +253,6 @@ def plans(work: Path, only: str) -> None:
 
 
 @main.command()
-@click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
-@click.pass_obj
-def shares(work: Path, path: Path) -> None:
-    """Check what the groups hold their processes to."""
-    result = read(path)
-    for cluster, wanted in SHARES.items():
-        limits = {f"device{index}": Limits(share) for index, share in enumerate(wanted)}
-        with groups(limits) as made:
-            found = calibrate(limits, made)
-        print(cluster, *found, sep="\n  ", flush=True)
-        result.setdefault("calibration", {})[cluster] = [asdict(each) | {"is_good": each.is_good} for each in found]
-    write(path, result)
-
-
-@main.command()
 @click.option("--seconds", default=170.0, show_default=True)
 @click.option("--cells", "most", default=len(SHARES) * len(WORKLOADS), show_default=True, help="At most so many more.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default=RESULTS)
@@ -337,7 +323,7 @@ def sum_up(cell: Cell, entries: list[Json], runs: dict[str, list[Json]]) -> Json
     that does not count; twins of the chosen plan are left out. twin: how much longer than the chosen plan its twin took, which
     is as good; None: it has none. regret_by_one_run: by the first run of each, where the best of twenty is best by luck too.
     baselines: tokens per second of the chosen plan over theirs, by the first run. error: median of |measured / predicted - 1|.
-    noise: median distance of a run in turns from the median of its plan. busy: share of its quota that each device used.
+    noise: median distance of a run in turns from the median of its plan. busy: share of the time that each device was at work.
     """
     plans = [(entry["kind"], from_json(Plan, entry["plan"])) for entry in entries]
     workload, (_, chosen) = WORKLOADS[cell.workload], plans[0]

@@ -48,7 +48,7 @@ class FakeProbe:
     def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes:
         self.asked.append((rows, tokens, context))
         self.now += rows * tokens
-        return PassTimes(0.0, (float(rows * tokens),), 0.0)
+        return PassTimes(0.0, (float(rows * tokens),), 0.0, 0.0)
 
     def clock(self) -> float:
         return self.now
@@ -91,7 +91,8 @@ def test_a_timing_is_the_median_between_tenths() -> None:
 
 
 def test_passes_that_other_processes_disturbed_do_not_count() -> None:
-    passes = iter([PassTimes(0.0, (9.0,), 0.0, busy=0.5) if number % 2 else PassTimes(0.0, (0.1,), 0.0) for number in range(99)])
+    disturbed, quiet = PassTimes(0.0, (9.0,), 0.0, 0.0, busy=0.5), PassTimes(0.0, (0.1,), 0.0, 0.0)
+    passes = iter([disturbed if number % 2 else quiet for number in range(99)])
 
     class Disturbed:
         def pass_times(self, rows: int, tokens: int, context: int) -> PassTimes:
@@ -132,14 +133,14 @@ def test_a_probe_times_ends_and_a_layer_of_each_kind_at_every_precision(subject:
     probe = Probe(subject, PRECISIONS[precision], clock=lambda: float(next(ticks)))
     layers = subject.graph.num_layers
     for shape in ((2, 8, 8), (2, 1, 9)):
-        assert probe.pass_times(*shape) == PassTimes(float(layers), (1.0,), 1.0)  # one tick for each hook and end
+        assert probe.pass_times(*shape) == PassTimes(1.0, (1.0,), 1.0, layers + 1.0)  # one tick for each hook and end
 
 
 def test_a_probe_keeps_only_as_many_layers_as_leave_the_caches(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmpq.profiling.probe.WORKING_SET", 3 * subject.graph.kinds[0].weight_bytes(PRECISIONS["16"]))
     ticks = count()
     probe = Probe(subject, PRECISIONS["16"], clock=lambda: float(next(ticks)))
-    assert probe.pass_times(1, 4, 4) == PassTimes(3.0, (1.0,), 1.0)
+    assert probe.pass_times(1, 4, 4) == PassTimes(1.0, (1.0,), 1.0, 4.0)
 
 
 def test_random_weights_compute_finite_numbers(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,36 @@ def test_a_slow_link_holds_what_is_sent_and_can_be_made_fast_again(load: Load, m
     assert (held, sent) == ([0.1], [1, 2])
 
 
+def test_an_action_ends_when_what_was_computed_since_the_last_would_with_the_share_of_a_core(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, now, slept = load("hetero_warm", BENCHMARKS / "hetero" / "warm.py"), [0.0, 0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[1], sleep=sleep)
+    monkeypatch.setattr(warm, "time", clock)
+    pace = warm.Pace(0.25)
+    now[:] = [100.0, 30.0]  # imports and building
+    pace.begin()
+    now[:] = [101.0, 32.0]
+    pace(1, "P0", 100.5, 101.0)  # two seconds computed, half of one by the clock: a second thread, or before the action
+    now[:] = [109.0, 32.5]
+    pace(1, "D0", 108.5, 109.0)
+    assert slept == [7.5, 1.5]
+    assert pace.noted == [(1, "P0", 100.5, 108.5), (1, "D0", 108.5, 110.5)]
+
+
+def test_a_device_of_a_whole_core_is_not_held_back(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm, slept = load("hetero_warm", BENCHMARKS / "hetero" / "warm.py"), list[float]()
+    clock = SimpleNamespace(perf_counter=lambda: 3.0, process_time=lambda: 1.0, sleep=slept.append)
+    monkeypatch.setattr(warm, "time", clock)
+    warm.Pace(1.0)(0, "P0", 1.0, 3.0)
+    assert slept == [0.0]
+
+
 def test_a_stage_is_prepared_as_asked_only_while_it_is_loaded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmpq.fused import prepare
 

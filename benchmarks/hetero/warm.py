@@ -1,8 +1,7 @@
-"""Warm devices: one process per throttled device, in which plans run as stages with random weights, one after the other."""
+"""Warm devices: one process per device, slowed to its share of a core, in which plans run as stages with random weights."""
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, __file__.rsplit("/", 1)[0])
-
-from hetero.cgroups import ROOT, Group, Limits, groups, version
 
 from llmpq.plan import Plan
 from llmpq.printing import format_ranges
@@ -24,8 +19,9 @@ if TYPE_CHECKING:
 
     from llmpq.backends.distributed import DistributedBackend
     from llmpq.profiling.probe import Subject
-    from llmpq.runtime.worker import OnAction
+    from llmpq.runtime.timeline import Action
 
+UNIFIED, BY_GROUP = Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")  # clocks of control groups
 PATIENCE_S = 120.0  # for an answer of a process
 QUIET = 0.12  # cores that others may keep busy during a run
 MOST_TRIES = 3
@@ -36,7 +32,7 @@ MOST_KEPT = 24  # modules with weights that a process keeps for the plans to com
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds of one run, of them until every sequence had its first token, and the share of its quota that each device used.
+    """Seconds of one run, of them until every sequence had its first token, and the share of them that each device was at work.
 
     others: cores that everything else on the machine kept busy meanwhile
     """
@@ -49,10 +45,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A plan and which of its stages the process is. link_bytes_per_s: at which its results leave; None: as fast as they can."""
+    """A plan, which of its stages the process is, and its share of a core.
+
+    link_bytes_per_s: at which its results leave; None: as fast as they can
+    """
 
     plan: Plan
     stage: int
+    share: float
     port: int
     link_bytes_per_s: float | None = None
 
@@ -76,10 +76,8 @@ def key_of(made: Plan) -> str:
 class WarmDevices:
     """Processes by the names of the cluster's devices; `measure` runs a plan on those that it uses."""
 
-    def __init__(
-        self, model: Path, shares: dict[str, float], made: dict[str, Group], link_bytes_per_s: float | None = None
-    ) -> None:
-        self._shares, self.groups, self._home, self._link = shares, made, home(), link_bytes_per_s
+    def __init__(self, model: Path, shares: dict[str, float], link_bytes_per_s: float | None = None) -> None:
+        self._shares, self._link = shares, link_bytes_per_s
         self._ends: dict[str, Connection] = {}
         self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
         context = multiprocessing.get_context("spawn")
@@ -90,20 +88,16 @@ class WarmDevices:
             self._ends[name], self._processes[name] = here, process
 
     def measure(self, plan: Plan, rounds: int) -> list[Outcome]:
-        """The plan's batch, `rounds` times, held back by the groups; building and the first pass are not."""
+        """The plan's batch, `rounds` times, after a first pass that does not count."""
         return self.record(plan, rounds)[0]
 
     def record(self, plan: Plan, rounds: int) -> tuple[list[Outcome], tuple[Recorded, ...]]:
         """The same, and what every stage did in the last of them."""
         names, port = [stage.device for stage in plan.stages], free_port()
         for stage, name in enumerate(names):
-            self._ends[name].send(Task(plan, stage, port, self._link))
+            self._ends[name].send(Task(plan, stage, self._shares[name], port, self._link))
         self._answer(names[0])  # warm
-        for name in names:
-            self.groups[name].add(self._pid(name))
         found = [self._quiet_round(names) for _ in range(rounds)]
-        for name in names:
-            self._home.add(self._pid(name))
         self._ends[names[0]].send("leave")
         began: dict[int, float] = {}
         actions: list[tuple[int, str, float, float]] = []
@@ -149,12 +143,11 @@ class WarmDevices:
 @contextmanager
 def warm_devices(model: Path, shares: dict[str, float], link_bytes_per_s: float | None = None) -> Iterator[WarmDevices]:
     """Devices by their names in the cluster, each with that share of a core; no process is left."""
-    with groups({name.replace(":", ""): Limits(share) for name, share in shares.items()}) as made:
-        devices = WarmDevices(model, shares, {name: made[name.replace(":", "")] for name in shares}, link_bytes_per_s)
-        try:
-            yield devices
-        finally:
-            devices.close()
+    devices = WarmDevices(model, shares, link_bytes_per_s)
+    try:
+        yield devices
+    finally:
+        devices.close()
 
 
 @contextmanager
@@ -188,14 +181,6 @@ def _decode_on(model: str) -> None:
         time.sleep((time.perf_counter() - start) / 4)
 
 
-def home() -> Group:
-    """The control group of this process, where nothing is held back."""
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    unified = version() == 2
-    path = next(path for _, names, path in lines if (names == "" if unified else "cpu" in names.split(",")))
-    return Group("home", ((ROOT if unified else ROOT / "cpu") / path.lstrip("/"),))
-
-
 def _cpu_s(pid: int) -> float:
     """Seconds that the process has computed, to a hundredth."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -205,12 +190,16 @@ def _cpu_s(pid: int) -> float:
 def _busy_s() -> float:
     """Seconds that all cores together have computed for anyone, or were taken away by the host.
 
-    By the clock of the control groups; the ticks of /proc/stat say up to a tenth of a core more of processes that are held back.
+    By the clock of the control groups where there are any; the ticks of /proc/stat count what runs at a tick.
     """
-    total = ROOT / "cpu.stat" if version() == 2 else ROOT / "cpuacct" / "cpuacct.usage"
-    text = total.read_text()
-    used = int(dict(line.split() for line in text.splitlines())["usage_usec"]) / 1e6 if version() == 2 else int(text) / 1e9
-    stolen = int(Path("/proc/stat").read_text().splitlines()[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _, _, irq, soft_irq, stolen = ticks[:8]
+    if UNIFIED.exists():
+        used = int(dict(line.split() for line in UNIFIED.read_text().splitlines())["usage_usec"]) / 1e6
+    elif BY_GROUP.exists():
+        used = int(BY_GROUP.read_text()) / 1e9
+    else:
+        used = user + nice + system + irq + soft_irq
     return used + stolen
 
 
@@ -228,20 +217,39 @@ def _serve(parent: Connection, model: str) -> None:
     modules = Modules(subject)
     while (task := parent.recv()) is not None:
         plan = task.plan
-        noted: list[tuple[int, str, float, float]] = []
-        began = 0.0
+        pace, began = Pace(task.share), 0.0
         slow_sends(task.link_bytes_per_s)
         os.environ |= {"RANK": str(task.stage), "WORLD_SIZE": str(len(plan.stages)), "MASTER_PORT": str(task.port)}
-        with DistributedBackend(plan, subject.graph, _loader(modules, plan), on_action=_note(noted)) as backend:
+        with DistributedBackend(plan, subject.graph, _loader(modules, plan), on_action=pace) as backend:
+            pace.begin()
             if backend.rank:
                 backend.follow()
             else:
                 began = _lead(backend, plan, parent, subject.graph.vocab_size)
-        parent.send((began, noted))
+        parent.send((began, pace.noted))
 
 
-def _note(noted: list[tuple[int, str, float, float]]) -> "OnAction":
-    return lambda stage, action, start, end: noted.append((stage, str(action), start, end))
+class Pace:
+    """An `OnAction` that makes this process a device of a share of a core: an action ends, and its result leaves, only when
+    so much time has passed as what the process computed since the last one takes with that share.
+
+    A kernel that holds processes to a quota does so in slices of several milliseconds, as long as a step; no card computes so.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share, self._used = share, 0.0
+        self.noted: list[tuple[int, str, float, float]] = []
+
+    def begin(self) -> None:
+        """What was computed until now is not held against it."""
+        self._used = time.process_time()
+
+    def __call__(self, stage: int, action: "Action", start: float, end: float) -> None:
+        used = time.process_time()
+        due = start + (used - self._used) / self._share
+        self._used = used
+        time.sleep(max(0.0, due - time.perf_counter()))
+        self.noted.append((stage, str(action), start, time.perf_counter()))
 
 
 def slow_sends(bytes_per_s: float | None) -> None:

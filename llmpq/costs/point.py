@@ -21,13 +21,13 @@ class Timing:
 class Point:
     """One pass of `rows` sequences with `tokens` new tokens each that see `context` positions; one new token: a decode step.
 
-    layers: one layer of each kind, None where the kind cannot have the precision; first: all before the layers, masks and
-    positions included; last: head and sampling.
+    layers: one layer of each kind, None where the kind cannot have the precision; first: before the layers; last: head and
+    sampling; rank: what every stage spends on a step beside, masks, positions and the engine's preparation of a step (None:
+    `first` has it).
 
     Of an engine that batches continuously also: `decoding` sequences that see `decode_context` positions and decode beside the
-    prompts; attention: what of each of `layers` is attention; rank: what every stage spends on a step before its model runs;
-    message: what each of several stages spends on what it is told of a step and tells; engine: scheduling and outputs, which no
-    stage does.
+    prompts; attention: what of each of `layers` is attention; message: what each of several stages spends on what it is told of a
+    step and tells; engine: scheduling and outputs, which no stage does.
     """
 
     precision: str

@@ -30,8 +30,8 @@ class SeparatePasses:
         return None if first is None or last is None else (first, last)
 
     def rank_s(self, step: Step) -> float:
-        """Seconds that every stage but the last spends beside: in the ends of the others they are nothing."""
-        return 0.0
+        """Seconds that every stage spends on a step beside its layers and ends; 0 where ends have them."""
+        return _both(step, *(self._rank.get(decode) for decode in (True, False))) or 0.0
 
     def message_s(self, step: Step) -> float:
         """Seconds that each of several stages spends on messages: in no pass."""
@@ -61,9 +61,15 @@ class SeparatePasses:
     def _last(self) -> dict[bool, Grid]:
         return self._by_phase(lambda point: point.last)
 
-    def _by_phase(self, end: Callable[[Point], Timing]) -> dict[bool, Grid]:
-        phases = {point.is_decode for point in self.points}
-        cells = {phase: ((p.rows, p.context, end(p).median_s) for p in self.points if p.is_decode == phase) for phase in phases}
+    @cached_property
+    def _rank(self) -> dict[bool, Grid]:
+        return self._by_phase(lambda point: point.rank)
+
+    def _by_phase(self, end: Callable[[Point], Timing | None]) -> dict[bool, Grid]:
+        cells: dict[bool, list[tuple[int, int, float]]] = {}
+        for point in self.points:
+            if (found := end(point)) is not None:
+                cells.setdefault(point.is_decode, []).append((point.rows, point.context, found.median_s))
         return {phase: grid_of(of_phase) for phase, of_phase in cells.items()}
 
 

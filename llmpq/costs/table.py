@@ -29,7 +29,7 @@ class PhaseCosts:
 
     layer_s:  [kind][device][option] seconds; None where the device cannot run the option
     first_s, last_s: [device] seconds of embedding and of head with sampling
-    stage_s: [device] seconds that each stage but the last takes beside, charged with its link; () where that is not known
+    stage_s: [device] seconds that each stage but the last takes beside, which `last_s` has; () where that is not known
     message_s: [device] seconds that each of several stages spends on messages, charged with the link that leaves it; () likewise
     hidden_bytes: what crosses a link; activations: live at once in a stage, `logits_bytes` more where the head is
     """
@@ -44,10 +44,13 @@ class PhaseCosts:
     stage_s: tuple[float, ...] = ()
     message_s: tuple[float, ...] = ()
 
-    def beside_s(self, device: int, is_last: bool) -> float:
-        """Seconds of one of several stages beside its layers and ends."""
-        of_stage = self.stage_s[device] if self.stage_s and not is_last else 0.0
-        return of_stage + (self.message_s[device] if self.message_s else 0.0)
+    def beside_s(self, device: int) -> float:
+        """Seconds of a stage, not the last, beside its layers and ends."""
+        return self.stage_s[device] if self.stage_s else 0.0
+
+    def messages_s(self, device: int) -> float:
+        """Seconds of one of several stages on messages."""
+        return self.message_s[device] if self.message_s else 0.0
 
     @property
     def activation_bytes(self) -> int:

@@ -218,22 +218,26 @@ def _ends(prefill_s: tuple[float, ...], decode_s: tuple[float, ...], nbytes: tup
 
 
 def _links(cluster: Cluster, order: Order, costs: PhaseCosts, rows: int) -> tuple[tuple[float, ...], ...]:
-    """Forward links carry the hidden state, backward ones (the return from last to first) the tokens."""
+    """Forward links carry the hidden state, backward ones (the return from last to first) the tokens.
+
+    What each stage but the last takes beside its layers is with its forward link.
+    """
     links = link_table(cluster)
 
     def seconds(a: int, b: int) -> float:
         i, j = order[a], order[b]
-        return forward_s(links[i][j], costs, i) if a < b else return_s(links[i][j], costs, i, rows)
+        link = links[i][j]
+        return forward_s(link, costs, i) + costs.beside_s(i) if a < b else return_s(link, costs, i, rows)
 
     stages = range(len(order))
     return tuple(tuple(0.0 if a == b else seconds(a, b) for b in stages) for a in stages)
 
 
 def forward_s(link: Link, costs: PhaseCosts, device: int) -> float:
-    """Seconds of the hidden state on its way to the next stage, after what the stage before, on that device, spends beside."""
-    return link.transfer_s(costs.hidden_bytes) + costs.beside_s(device, is_last=False)
+    """Seconds of the hidden state on its way to the next stage, and of the stage before, on that device, on its messages."""
+    return link.transfer_s(costs.hidden_bytes) + costs.messages_s(device)
 
 
 def return_s(link: Link, costs: PhaseCosts, device: int, rows: int) -> float:
     """Seconds of the tokens of `rows` sequences on their way from the last stage, on that device, to the first."""
-    return link.transfer_s(rows * TOKEN_BYTES) + costs.beside_s(device, is_last=True)
+    return link.transfer_s(rows * TOKEN_BYTES) + costs.messages_s(device)

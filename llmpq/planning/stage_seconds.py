@@ -63,7 +63,7 @@ def _shapes(plan: Plan, workload: Batch) -> tuple[tuple[int, int, int, int], tup
 
 
 def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], costs: PhaseCosts) -> tuple[float, ...]:
-    """Seconds of each stage's layers, embedding and head included. An option that its device cannot run takes none."""
+    """Seconds of each stage, embedding and head included. An option that its device cannot run takes none."""
     column = {precision.name: index for index, precision in enumerate(precisions)}
     layers = [
         sum(costs.layer_s[graph.layer_kind[i]][j][column[option]] or 0.0 for i, option in zip(stage.layers, stage.options))
@@ -71,7 +71,7 @@ def _stages(plan: Plan, graph: LayerGraph, precisions: tuple[LayerOption, ...], 
     ]
     layers[0] += costs.first_s[0]
     layers[-1] += costs.last_s[-1]
-    return tuple(layers)
+    return (*(seconds + costs.beside_s(j) for j, seconds in enumerate(layers[:-1])), layers[-1])
 
 
 def _forward(plan: Plan, costs: PhaseCosts) -> tuple[float, ...]:

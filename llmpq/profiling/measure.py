@@ -89,6 +89,7 @@ def measure_point(precision: Precision, size: Size, probe: Measured) -> Point:
         layers=tuple(_timing_or_none([times.layers_s[kind] for times in passes]) for kind in kinds),
         first=timing([times.first_s for times in passes]),
         last=timing([times.last_s for times in passes]),
+        rank=timing([times.rank_s for times in passes]),
     )
 
 

@@ -32,19 +32,21 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
-    """Seconds of one pass: before the layers, one layer of each kind on average (None: cannot have the precision), behind.
+    """Seconds of one pass: embedding, one layer of each kind on average (None: cannot have the precision), behind the layers.
 
+    rank_s: of what every stage of a pipeline does beside: masks, positions, rotary values, calls of modules
     busy: share of them in which this thread ran; other processes had the core for the rest
     """
 
     first_s: float
     layers_s: tuple[float | None, ...]
     last_s: float
+    rank_s: float
     busy: float = field(default=1.0, compare=False)
 
     @property
     def total_s(self) -> float:
-        return self.first_s + self.last_s + sum(seconds or 0.0 for seconds in self.layers_s)
+        return self.first_s + self.rank_s + self.last_s + sum(seconds or 0.0 for seconds in self.layers_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,15 @@ class Probe:
         prepare_stage(module)
         self._clock = clock if subject.device.type == "cpu" else synchronized(clock)
         self._times: list[float] = []
+        self._embedding_times: list[float] = []
         self._decoded: tuple[int, int] | None = None  # sequences and positions of the cache that is there
         for layer in self._kept:
             found = module.get_submodule(graph.layer_names[layer])
             found.register_forward_pre_hook(self._tick)
             found.register_forward_hook(self._tick)
+        for name in embeddings(module, graph.layer_names[self._kept[0]]):
+            module.get_submodule(name).register_forward_pre_hook(self._tick_embedding)
+            module.get_submodule(name).register_forward_hook(self._tick_embedding)
         attention = {layer: graph.kind_of(layer).attention for layer in self._kept}
         self._stage = Stage(module.eval().requires_grad_(False), attention, dtype, subject.device)
 
@@ -89,7 +95,7 @@ class Probe:
         if not decode or self._decoded != (rows, context):
             self._stage.reserve(rows, length)  # a run decodes into memory that prefill has touched, so not anew
         self._decoded = (rows, context) if decode else None
-        self._times = []
+        self._times, self._embedding_times = [], []
         start, ran = self._clock(), time.thread_time()
         unlike = torch.Generator().manual_seed(SEED)  # tokens that reach as many experts as those of a text do
         ids = torch.randint(self._graph.vocab_size, (rows, tokens), generator=unlike)
@@ -99,16 +105,20 @@ class Probe:
         return self._split(start, end, ran / max(end - start, 1e-9))
 
     def _split(self, start: float, end: float, busy: float) -> PassTimes:
-        """The ticks before and after every layer as seconds; what passes between two layers goes to the first end."""
+        """The ticks before and after every layer as seconds; what passes between two layers every stage spends."""
         spent: dict[int, list[float]] = {}
         for layer, before, after in zip(self._kept, self._times[::2], self._times[1::2], strict=True):
             spent.setdefault(self._graph.layer_kind[layer], []).append(after - before)
         layers = tuple(sum(spent[kind]) / len(spent[kind]) if measured else None for kind, measured in enumerate(self._measured))
         last = end - self._times[-1]
-        return PassTimes(end - start - last - sum(map(sum, spent.values())), layers, last, busy)
+        first = sum(self._embedding_times[1::2]) - sum(self._embedding_times[::2])
+        return PassTimes(first, layers, last, end - start - first - last - sum(map(sum, spent.values())), busy)
 
     def _tick(self, *_: object) -> None:
         self._times.append(self._clock())
+
+    def _tick_embedding(self, *_: object) -> None:
+        self._embedding_times.append(self._clock())
 
     def _dropped(self) -> list[int]:
         return [layer for layer in range(self._graph.num_layers) if layer not in self._kept]
@@ -127,6 +137,13 @@ def kept_layers(graph: LayerGraph, precision: Precision) -> tuple[int, ...]:
         layers = [layer for layer, of in enumerate(graph.layer_kind) if of == index]
         kept += layers[: max(1, -(-WORKING_SET // kind.weight_bytes(precision)))]
     return tuple(sorted(kept))
+
+
+def embeddings(module: GraphModule, first_layer: str) -> tuple[str, ...]:
+    """The modules before the layers that have parameters: those of the first stage alone. Rotary values have none."""
+    names = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    before = dict.fromkeys(names[: names.index(first_layer)])
+    return tuple(name for name in before if any(True for _ in module.get_submodule(name).parameters()))
 
 
 def lowered(subject: Subject, options: tuple[str, ...]) -> GraphModule:
