@@ -170,7 +170,7 @@ def test_a_link_between_two_processes_is_measured() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_what_messages_take_of_a_processor_is_measured_by_the_runtimes_own_channels() -> None:
+def test_what_messages_take_of_a_processor_is_measured_by_the_runtime_between_two_processes() -> None:
     assert 0 < measure_message(128) < 1
     assert not torch.distributed.is_initialized()
 

@@ -37,8 +37,8 @@ class Profile:
 
     kinds, ends: digests of what was measured, so that another model's layers never take these times
     link: between two processes of this machine, None where it was not measured
-    message_cpu_s: of the own runtime, processor seconds of a stage's process for a message that comes and one that goes; 0 where
-    that was not measured, or a card computes meanwhile
+    message_cpu_s: of the own runtime, processor seconds that a stage's process spends on a step beside computing it, on the
+    message that comes and the one that goes; 0 where that was not measured, or a card computes meanwhile
     """
 
     device_type: str
