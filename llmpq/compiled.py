@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmpq.backend import Backend
 from llmpq.checkpoint.lowering_file import Lowering
-from llmpq.checkpoint.manifest import check_size, is_output
+from llmpq.checkpoint.manifest import check_size
 from llmpq.checkpoint.output_checks import read_plan, require_stored_as_planned
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.checkpoint.reader import read_json
 from llmpq.checkpoint.replacing import replacing
 from llmpq.checkpoint.shards import stage_tensors, tensors_by_name
@@ -379,10 +380,7 @@ def load(directory: str | Path, module: "nn.Module | None" = None) -> CompiledMo
     or when the directory is not one that `compile` wrote.
     """
     path = Path(directory)
-    if (path / "replica-0").is_dir() and not is_output(path):
-        raise InputError(f"{path}: holds replicas, each a compiled model; give one of them, such as {path / 'replica-0'}")
-    if not is_output(path):
-        raise InputError(f"{path}: is not a compiled model; `llmpq compile MODEL --cluster C -o {path}` makes one")
+    require_output(path)
     plan = read_plan(path)
     source = with_module(replace(resolve(path, weights=False), name=plan.model), module)
     graph = layer_graph_of(source).with_cache(plan.kv_precision)

@@ -84,7 +84,7 @@ def compile(
     model: directory, hub id, `demo`, or an nn.Module with weights; one that transformers cannot build is needed again by `load`.
     """
     from llmpq.checkpoint.lowering_file import Lowering
-    from llmpq.checkpoint.manifest import is_output
+    from llmpq.checkpoint.output_directory import is_output
     from llmpq.checkpoint.reader import Checkpoint
     from llmpq.checkpoint.replacing import require_replaceable
     from llmpq.checkpoint.shards import require_original, write_shards

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmpq.answers.plan_file import load_plan, options_of, save_plan
+from llmpq.answers.plan_file import PLAN_FILE, load_plan, options_of, save_plan
 from llmpq.checkpoint.replacing import replacing, require_replaceable
 from llmpq.compiler import compile
 from llmpq.errors import InputError
@@ -17,8 +17,6 @@ from llmpq.plan import Plan
 if TYPE_CHECKING:
     from llmpq.checkpoint.shards import Progress
     from llmpq.compiled import CompiledModel
-
-PLAN_FILE = "plan.json"
 
 
 def replica_folders(directory: Path, plan: Plan) -> tuple[Path, ...]:
@@ -40,7 +38,7 @@ def compile_replicas(
     Each folder is a compiled model by itself. options: as for `compile`; what the plan says is taken from it.
     """
     directory = Path(out)
-    require_replaceable(directory, _is_ours)
+    require_replaceable(directory, may_replace)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PLAN_FILE).unlink(missing_ok=True)
     compiled = []
@@ -55,7 +53,7 @@ def compile_replicas(
     return tuple(compiled)
 
 
-def _is_ours(directory: Path) -> bool:
+def may_replace(directory: Path) -> bool:
     """Whether it holds nothing but what `compile_replicas` writes, perhaps not all of it yet."""
     return all(path.name == PLAN_FILE or path.name.startswith(("replica-", ".replica-")) for path in directory.iterdir())
 

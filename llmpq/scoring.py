@@ -61,7 +61,7 @@ def _window(scorer: Scorer, asked: int | None) -> int:
 
 def scorer(model: str) -> Scorer:
     """A compiled output scored by our stages, any other model by transformers."""
-    from llmpq.checkpoint.manifest import is_output
+    from llmpq.checkpoint.output_directory import is_output
     from llmpq.frontend.models import load_tokenizer, resolve
 
     if is_output(Path(model)):

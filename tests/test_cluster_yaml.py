@@ -136,6 +136,16 @@ def test_a_new_type_may_give_rates_by_dtype_and_be_used_again() -> None:
             r"line 2, column 22: devices\[0\].memory: found '-1 GiB', expected a size such as",
         ),
         ("devices:\n- {type: T4, memory: 0}", "memory: found '0', expected more than 0"),
+        ("devices:\n- {type: T4, memory: 24}", "memory: found '24' without a unit, expected a figure such as 24 MiB"),
+        ("devices:\n- {type: T4, reserve: 512}", "reserve: found '512' without a unit, expected a figure such as 512 MiB"),
+        (
+            "devices:\n- {type: T4}\nlinks: {within_host: {bandwidth: 12, latency: 20 us}}",
+            "bandwidth: found '12' without a unit, expected a figure such as 12 GB/s",
+        ),
+        (
+            "devices:\n- {type: T4}\nlinks: {within_host: {bandwidth: 12 GB/s, latency: 20}}",
+            "latency: found '20' without a unit, which is seconds; expected a time such as 20 us",
+        ),
         ("devices:\n- {type: T4, memory: lots}", "memory: found 'lots', expected a size such as 24 MiB"),
         ("devices:\n- {type: T4, reserve: 99 GiB}", "reserve: found '99 GiB', expected less than the memory"),
         ("devices:\n- {type: T4, memory: 1 MiB, reserve: 1 MiB}", "reserve: found '1 MiB', expected less than the memory"),

@@ -15,7 +15,7 @@ from llmpq.plan import Plan
 from llmpq.planning.fit import asked, fits, least_loss
 from llmpq.planning.fixes import find_fixes
 from llmpq.program import Program, Request, Target
-from llmpq.sensitivity import SensitivityTable
+from llmpq.sensitivity import SensitivityTable, prior
 from llmpq.solver.rules import parse_rules
 from llmpq.workload import Batch
 from tests.command_line import CLUSTER
@@ -111,6 +111,18 @@ def test_every_infeasible_case_is_explained_with_fixes_that_work(what: str) -> N
     for fix in found.fixes:
         assert fix.tokens_per_s > 0
         assert not plain.request.target.explicit or fix.kind == "budget" or fix.sensitivity <= 1e-5
+
+
+def test_the_sensitivity_of_a_precision_that_does_not_fit_either_is_not_estimated() -> None:
+    plain = program(llama_graph(), two_cpus("24 KiB", "24 KiB"), precisions="16,w4a16")
+    asked_for: list[str] = []
+
+    def estimate(changed: Program) -> SensitivityTable | None:
+        asked_for.append(",".join(precision.name for precision in changed.request.precisions))
+        return prior(changed.graph, changed.request.precisions)
+
+    find_fixes(plain, planned, estimate)
+    assert set(asked_for) == {"16,w4a16"}
 
 
 @pytest.mark.parametrize("what", ["a batch too large", "prompts too long", "generations too long"])

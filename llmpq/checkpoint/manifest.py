@@ -1,19 +1,18 @@
 """Manifest: size and checksum of every file of an output directory, and which engines load it."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmpq.checkpoint.journal import JOURNAL_FILE
 from llmpq.checkpoint.output_checks import REMEDY, structural_problems
+from llmpq.checkpoint.output_directory import MANIFEST_FILE, MANIFEST_FORMAT
+from llmpq.checkpoint.output_directory import is_output as is_output
 from llmpq.checkpoint.reader import read_json
 from llmpq.errors import CheckpointError
 from llmpq.serialize import dumps, from_json
 
-MANIFEST_FORMAT = "llmpq-manifest-1"
-MANIFEST_FILE = "manifest.json"
 NOT_LISTED = (MANIFEST_FILE, "build.json", "report.html", JOURNAL_FILE)
 READ_BYTES = 1 << 20
 
@@ -57,15 +56,6 @@ class Manifest:
     def write(self, directory: Path) -> None:
         value = {"format": MANIFEST_FORMAT, "files": self.files, "engines": self.engines, "smoothed": self.smoothed}
         (directory / MANIFEST_FILE).write_text(dumps(value), encoding="utf-8")
-
-
-def is_output(directory: Path) -> bool:
-    """Whether `directory` is one that llmpq wrote (its manifest says so; the rest is not looked at)."""
-    try:
-        value = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and value.get("format") == MANIFEST_FORMAT
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from llmpq.answers.plan_file import PLAN_FILE
 from llmpq.checkpoint.loadable_engines import quantized_linears
 from llmpq.checkpoint.quantization_config import module_precisions
 from llmpq.checkpoint.reader import CONFIG_FILE, Checkpoint, read_json
@@ -19,7 +20,6 @@ from llmpq.precision import Precision
 from llmpq.quantization.packing import is_packed, layout, suffixes
 from llmpq.serialize import loads
 
-PLAN_FILE = "plan.json"
 REMEDY = "compile again or copy the file again"
 
 

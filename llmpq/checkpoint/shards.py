@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmpq.answers.plan_file import PLAN_FILE
 from llmpq.checkpoint.journal import Journal
 from llmpq.checkpoint.loadable_engines import loadable_engines, quantized_linears
 from llmpq.checkpoint.lowering_file import LLMPQS_OWN, Lowering
-from llmpq.checkpoint.manifest import Manifest, check_bytes, is_output
-from llmpq.checkpoint.output_checks import PLAN_FILE, read_plan
+from llmpq.checkpoint.manifest import Manifest, check_bytes
+from llmpq.checkpoint.output_checks import read_plan
+from llmpq.checkpoint.output_directory import is_output
 from llmpq.checkpoint.peak_memory import PeakMeter
 from llmpq.checkpoint.quantization_config import quantization_config
 from llmpq.checkpoint.quantization_report import BUILD_FILE, SECTION, QuantizationReport

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from llmpq.checkpoint.output_directory import is_output
+from llmpq.checkpoint.replacing import require_replaceable
 from llmpq.commands import completions
 from llmpq.commands.given import by_plan, plan_option
 from llmpq.commands.infeasible import explained
@@ -23,6 +25,9 @@ from llmpq.program import Program
 @click.option("--out", "-o", "out", type=click.Path(path_type=Path), required=True, help="The directory to write.")
 def command(model: str, out: Path, as_json: bool, **values: Any) -> None:
     """Plan, quantize and write MODEL as one shard per device; with --plan, by a plan that is there already."""
+    from llmpq.replicated import may_replace
+
+    require_replaceable(out, lambda path: is_output(path) or may_replace(path))
     from llmpq.checkpoint.quantization_report import read_report
     from llmpq.compiler import compile, plan
     from llmpq.quality_check import format_check

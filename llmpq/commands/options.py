@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
@@ -21,12 +21,20 @@ from llmpq.workload import Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class Share(click.types.FloatParamType):
+    """A share of one, as 0.02 for 2 %."""
+
+    def fail(self, message: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> NoReturn:
+        super().fail(f"{message.removesuffix('.')}; write 2 % as 0.02", param, ctx)
+
+
 _OPTIONS = (
     click.option(
         "--cluster", "-c", "cluster", required=True, metavar="C", help='A cluster file, or "3xT4,1xV100-32", or "local".'
     ),
     *WORKLOAD_OPTIONS,
-    click.option("--max-ppl-increase", type=float, help="Quality target: 0.02 allows 2 % more perplexity (the default)."),
+    click.option("--max-ppl-increase", type=Share(), help="Quality target: 0.02 allows 2 % more perplexity (the default)."),
     click.option("--sensitivity-budget", type=float, help="Quality target in nats per token."),
     click.option("--theta", type=float, help="Instead of a target: seconds per nat per token in the objective."),
     click.option("--precisions", default="16,w8a8,w8a16,w4a16", show_default=True, help="What layers may be kept at."),

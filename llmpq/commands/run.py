@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.commands.output import notice, output_options, print_json, progress
 from llmpq.commands.signals import stopped_by_sigterm
 from llmpq.errors import InputError, PeerError
@@ -51,8 +52,6 @@ def command(
     **options: Any,
 ) -> None:
     """Continue prompts with the compiled model in OUT: in one process, or one process per stage."""
-    from llmpq.compiled import load
-
     if options["stream"] and options["resume"]:
         raise InputError("--stream and --resume exclude each other")
     if recover and not processes:
@@ -61,6 +60,9 @@ def command(
     lost_after_s = options.pop("lost_after")
     shown = Shown(*(options.pop(name) for name in ("as_json", "stream", "verbose")))
     texts = _prompts(prompts, prompts_file)
+    require_output(out)
+    from llmpq.compiled import load
+
     compiled = load(out)
     for device in without:
         compiled = compiled.without(device)

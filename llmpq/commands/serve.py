@@ -58,12 +58,12 @@ def _serve_replicas(
     out: Path, engine_options: tuple[str, ...], python: str | None, port: int, host: str, text: str | None
 ) -> NoReturn:
     """text: to check every replica on, None for no check."""
-    from llmpq.answers.plan_file import load_plan
+    from llmpq.answers.plan_file import PLAN_FILE, load_plan
     from llmpq.backends.replica_servers import ReplicaServers
     from llmpq.backends.vllm_environment import server_of
     from llmpq.commands.engine_check import check
     from llmpq.export.router import weights
-    from llmpq.replicated import PLAN_FILE, replica_folders
+    from llmpq.replicated import replica_folders
 
     plan = load_plan(out / PLAN_FILE)
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.commands.output import notice, output_options, print_json, progress, stdout
 from llmpq.commands.output_file import OutputFile
 from llmpq.errors import InputError
@@ -25,6 +26,7 @@ def command(compiled: Path, profile: Path | None, quick: bool, out: Path | None,
 
     Times are of this machine, whatever the cluster says of a device's speed; the speeds that would fit are told.
     """
+    require_output(compiled)
     from llmpq.compiled import load
     from llmpq.profiling.profile_file import read_profile, write_profile
     from llmpq.profiling.validation import validate

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from llmpq.answers.plan_file import PLAN_FILE
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.commands.output import output_options, print_json, progress, stdout
-from llmpq.errors import InputError
 from llmpq.units import format_bytes
 
 
@@ -14,12 +15,11 @@ from llmpq.units import format_bytes
 @output_options
 def command(out: Path, as_json: bool) -> None:
     """Check the files of OUT against its manifest, their tensors against the plan, and every stage by a numerical smoke test."""
-    from llmpq.checkpoint.manifest import is_output, verify
-    from llmpq.checkpoint.output_checks import PLAN_FILE
+    if not (out / PLAN_FILE).is_file():  # where only the manifest is lost or damaged, that is told
+        require_output(out)
+    from llmpq.checkpoint.manifest import verify
     from llmpq.compiled import load
 
-    if not (out / PLAN_FILE).is_file() and not is_output(out):
-        raise InputError(f"{out}: is not a compiled model; `llmpq compile MODEL --cluster C -o {out}` makes one")
     with progress("checking"):
         manifest = verify(out)
         checked = load(out).smoke_test()

@@ -48,6 +48,10 @@ def resolve(model: Any, *, weights: bool) -> ModelSource:
     configurations = bundled_configurations()
     if name.lower() in configurations:
         return ModelSource(name.lower(), config=configurations[name.lower()])
+    if path.is_file():
+        raise InputError(f"model {name!r} is a file, expected the directory of a Hugging Face model: give {str(path.parent)!r}")
+    if name.startswith((".", "/", "~")):
+        raise InputError(f"no directory {name!r}, expected that of a Hugging Face model, a hub id or a bundled name")
     if HUB_ID.fullmatch(name):
         return _from_hub(name, weights)
     known = (*configurations, DEMO)

@@ -20,6 +20,8 @@ _KINDS: dict[str, DeviceKind] = {"cuda": "cuda", "rocm": "rocm", "cpu": "cpu"}
 _Types = dict[str, DeviceType]
 N = TypeVar("N", int, float)
 
+LEAST_WITHOUT_UNIT = 1e6  # bytes, bytes or operations per second
+
 
 def read_cluster_yaml(text: str, source: str) -> ClusterSpec:
     """The cluster that `text` describes; `source` names it in errors, which are ClusterErrors with line and column."""
@@ -51,8 +53,8 @@ def _entries(devices: Cursor) -> tuple[tuple[DeviceEntry, ...], tuple[str, ...]]
 def _entry(cursor: Cursor, index: int, own_types: _Types) -> tuple[DeviceEntry, str | None]:
     keys = cursor.keys(_ENTRY_KEYS + _FIGURES, required=("type",))
     device_type, notice = _type(keys, own_types)
-    memory = _positive(keys["memory"], parse_bytes) if "memory" in keys else None
-    reserve = keys["reserve"].parse(parse_bytes) if "reserve" in keys else None
+    memory = _positive(keys["memory"], parse_bytes, "24 MiB") if "memory" in keys else None
+    reserve = _measure(keys["reserve"], parse_bytes, "512 MiB") if "reserve" in keys else None
     if reserve is not None and reserve >= (memory or device_type.memory_bytes):
         raise keys["reserve"].error(f"found {keys['reserve'].text()!r}, expected less than the memory of the device")
     return DeviceEntry(
@@ -102,8 +104,8 @@ def _new_type(name: str, keys: dict[str, Cursor]) -> DeviceType:
         kind=kind,
         memory_bytes=_positive(keys["memory"], parse_bytes),
         reserve_bytes=0,
-        bandwidth_bytes_per_s=_positive(keys["bandwidth"], parse_bandwidth),
         flops=_flops(keys["flops"], has_bf16=capability is None or capability >= (8, 0)),
+        bandwidth_bytes_per_s=_positive(keys["bandwidth"], parse_bandwidth, "300 GB/s"),
         compute_capability=capability,
         prefill_efficiency=like.prefill_efficiency,
         decode_efficiency=like.decode_efficiency,
@@ -119,10 +121,10 @@ def _flops(cursor: Cursor, has_bf16: bool) -> tuple[tuple[str, float], ...]:
     import yaml
 
     if isinstance(cursor.node, yaml.ScalarNode):
-        rate = _positive(cursor, parse_flops)
+        rate = _positive(cursor, parse_flops, "65 TFLOPS")
         return tuple((dtype, rate) for dtype in ("fp32", "fp16", "bf16") if has_bf16 or dtype != "bf16")
     rates = cursor.keys(DTYPES, required=("fp16",))
-    return tuple((dtype, _positive(rates[dtype], parse_flops)) for dtype in DTYPES if dtype in rates)
+    return tuple((dtype, _positive(rates[dtype], parse_flops, "65 TFLOPS")) for dtype in DTYPES if dtype in rates)
 
 
 def _precisions(cursor: Cursor) -> tuple[str, ...]:
@@ -138,21 +140,20 @@ def _link(cursor: Cursor, default: Link, *more: str) -> Link:
         return keys["kind"].parse(Link.of_kind)
     if "bandwidth" not in keys:
         raise cursor.error(f"found neither bandwidth nor kind; give bandwidth: 12 GB/s, or a kind of {', '.join(link_kinds())}")
-    latency = keys["latency"].parse(parse_time) if "latency" in keys else default.latency_s
-    return Link(_positive(keys["bandwidth"], parse_bandwidth), latency, "given")
+    latency = keys["latency"].parse(_parse_latency) if "latency" in keys else default.latency_s
+    return Link(_positive(keys["bandwidth"], parse_bandwidth, "12 GB/s"), latency, "given")
 
 
 def _pairs(cursor: Cursor, names: tuple[str, ...]) -> tuple[PairLink, ...]:
-    pairs: dict[tuple[str, str], PairLink] = {}
+    pairs: dict[tuple[str, str], Cursor] = {}
     for item in cursor.items():
-        link = _link(item, WITHIN_HOST, "from", "to")
-        ends = item.keys(("from", "to", "kind", "bandwidth", "latency"))
+        ends = item.keys(("from", "to", "kind", "bandwidth", "latency"), required=("from", "to"))
         source, target = _device(ends["from"], names), _device(ends["to"], names)
         if source == target or (source, target) in pairs:
             wrong = "stays within one device" if source == target else "is given twice"
             raise item.error(f"the link from {source} to {target} {wrong}; remove it")
-        pairs[source, target] = PairLink(source, target, link)
-    return tuple(pairs.values())
+        pairs[source, target] = item
+    return tuple(PairLink(*ends, _link(item, WITHIN_HOST, "from", "to")) for ends, item in pairs.items())
 
 
 def _device(cursor: Cursor, names: tuple[str, ...]) -> str:
@@ -162,11 +163,34 @@ def _device(cursor: Cursor, names: tuple[str, ...]) -> str:
     return found
 
 
-def _positive(cursor: Cursor, parser: Callable[[str], N]) -> N:
+def _measure(cursor: Cursor, parser: Callable[[str], N], example: str = "") -> N:
+    """What the cursor says; of a measure such as the example no number so small that its unit must be missing."""
     value = cursor.parse(parser)
+    if example and 0 < value < LEAST_WITHOUT_UNIT and _is_number(cursor.text()):
+        raise cursor.error(f"found {cursor.text()!r} without a unit, expected a figure such as {example}")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _positive(cursor: Cursor, parser: Callable[[str], N], example: str = "") -> N:
+    value = _measure(cursor, parser, example)
     if value <= 0:
         raise cursor.error(f"found {cursor.text()!r}, expected more than 0")
     return value
+
+
+def _parse_latency(text: str) -> float:
+    seconds = parse_time(text)
+    if seconds >= 1.0 and _is_number(text):
+        raise InputError(f"found {text!r} without a unit, which is seconds; expected a time such as 20 us")
+    return seconds
 
 
 def _parse_count(text: str) -> int:

@@ -12,12 +12,12 @@ from llmpq.planning.changes import Change, Question, budget_changes, rule_change
 from llmpq.planning.fit import asked, fits
 from llmpq.planning.hardware_changes import device_changes, engine_changes, memory_changes
 from llmpq.precision import CACHE_PRECISIONS, QUANTIZABLE, parse_precision
-from llmpq.program import Program
-from llmpq.sensitivity import SensitivityTable, with_prior_cache
+from llmpq.program import Program, Target
+from llmpq.sensitivity import SensitivityTable, prior, with_prior_cache
 
 GAP = 0.01  # relative, of the plans that verify: their speed is told to two digits
 PLAN_LIMIT_S = 2.0  # of one of them
-TIME_LIMIT_S = 10.0  # CPU seconds of all changes: no further question is asked after that
+TIME_LIMIT_S = 10.0  # CPU seconds of all changes but for estimates: no further question is asked after that
 
 T = TypeVar("T")
 Estimate = Callable[[Program], SensitivityTable | None]  # None: it would take too long for an explanation
@@ -36,12 +36,19 @@ def find_fixes(program: Program, plan_again: Callable[[Program], Plan], estimate
             raise TimeLimitError("the time for explanations is up")
         return fits(other)
 
+    def unhurried(changed: Program) -> SensitivityTable | None:
+        nonlocal deadline
+        started = process_time()
+        table = estimate(changed)
+        deadline += process_time() - started
+        return table
+
     sensitivity = program.sensitivity or estimate(program)
     if sensitivity is None:
         return ()
     program = asked(replace(program, sensitivity=sensitivity), program.request)
     try:
-        changes = () if question(program) else _changes(program, question, estimate)
+        changes = () if question(program) else _changes(program, question, unhurried)
     except TimeLimitError:
         return ()
     found = [fix for change, sensitivity in changes for fix in _verified(program, change, sensitivity, plan_again)]
@@ -88,6 +95,9 @@ def precision_changes(program: Program, fits: Question, estimate: Estimate) -> I
     others = sorted((parse_precision(name) for name in QUANTIZABLE if name not in names), key=lambda p: -p.num_bits)
     for precision in others:
         changed = replace(request, precisions=(*request.precisions, precision))
+        free, assumed = replace(changed, target=Target(None, explicit=True)), prior(program.graph, changed.precisions)
+        if not fits(asked(replace(program, sensitivity=assumed), free)):
+            continue  # whatever it costs, which an indicator may take long to tell
         sensitivity = estimate(replace(program, request=changed, sensitivity=None))
         if sensitivity is None:
             return

@@ -15,7 +15,10 @@ OWN_ENGINE = "local"
 
 def read_profile(path: Path, engine: str = OWN_ENGINE) -> Profile:
     """The profile in a file. Raises InputError for another format, one without a point, or one of another engine."""
-    profile = loads(Profile, read_utf8(path, "profile"), str(path))
+    try:
+        profile = loads(Profile, read_utf8(path, "profile"), str(path))
+    except InputError as error:
+        raise InputError(f"{error}; `llmpq profile MODEL -o FILE` writes a profile") from error
     if profile.format != PROFILE_FORMAT:
         raise InputError(f"{path}: format is {profile.format!r}, expected {PROFILE_FORMAT!r}; run llmpq profile again")
     if not profile.points:
