@@ -21,7 +21,7 @@ from llmpq.profiling.measure import measure, measure_point, timing
 from llmpq.profiling.messages import measure_message
 from llmpq.profiling.probe import PassTimes, Probe, Subject
 from llmpq.profiling.profile_file import read_profile, write_profile
-from llmpq.profiling.profiler import empty_profile, profile_model, subject_of
+from llmpq.profiling.profiler import continued, empty_profile, profile_model, subject_of
 from llmpq.profiling.sizes import Extent, Size, enough
 from llmpq.profiling.validation import Validation, validate
 from llmpq.serialize import dumps
@@ -173,6 +173,12 @@ def test_a_link_between_two_processes_is_measured() -> None:
 def test_what_messages_take_of_a_processor_is_measured_by_the_runtime_between_two_processes() -> None:
     assert 0 < measure_message(128) < 1
     assert not torch.distributed.is_initialized()
+
+
+def test_points_in_which_the_embedding_has_what_every_stage_does_are_measured_again(empty: Profile) -> None:
+    point = run(empty, FakeProbe(), EXTENT).points[0]
+    begun = replace(empty, points=(point, replace(point, rows=99, rank=None)))
+    assert continued(empty, begun).points == (point,)
 
 
 def test_a_profile_of_another_model_or_speed_is_not_gone_on_with(subject: Subject, empty: Profile) -> None:

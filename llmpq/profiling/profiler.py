@@ -92,7 +92,8 @@ def machine_of(threads: int, versions: tuple[tuple[str, str], ...]) -> Machine:
 
 
 def continued(fresh: Profile, begun: Profile | None) -> Profile:
-    """What was begun, where it is of the same as the fresh one; else InputError."""
+    """What was begun, where it is of the same as the fresh one; else InputError. Points of releases that did not tell `rank`
+    from `first` are measured again."""
     if begun is None:
         return fresh
     if replace(begun, points=(), link=None, message_cpu_s=0.0) != fresh:
@@ -102,7 +103,7 @@ def continued(fresh: Profile, begun: Profile | None) -> Profile:
             f"the profile that was begun has another {found.replace('_', ' ')}: {getattr(begun, found)}, "
             f"not {getattr(fresh, found)}; name another file with -o"
         )
-    return begun
+    return replace(begun, points=tuple(point for point in begun.points if point.rank is not None))
 
 
 def _type_name(device: str) -> str:
