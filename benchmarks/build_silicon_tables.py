@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llmpq.costs.attention_table import attention_hardware, fit_attention_roofline
-from llmpq.costs.gemm_table import fit_roofline, hardware_of
+from llmpq.costs.gemm_table import fit_kernels, fit_roofline, hardware_of
 from llmpq.costs.silicon import LATENCY_UNIT_S, Phase, systems
 from llmpq.costs.silicon_csv import read_attention, read_gemm
 
@@ -34,11 +34,13 @@ def gemm_arrays(folder: Path) -> dict[str, np.ndarray]:
         file = one(folder, f"{name}_gemm_*.csv.gz")
         for dtype, measured in (read_gemm(file) if file else {}).items():
             key = f"{name}/{dtype}"
-            roofline = fit_roofline(hardware_of(system, dtype), measured)
+            hardware = hardware_of(system, dtype)
+            roofline = fit_roofline(hardware, measured)
             arrays[f"{key}/tokens"] = measured.tokens.astype(np.int32)
             arrays[f"{key}/shapes"] = measured.shapes.astype(np.int32)
             arrays[f"{key}/latency"] = half(measured.latency_s)
             arrays[f"{key}/roofline"] = np.array(astuple(roofline))
+            arrays[f"{key}/kernels"] = fit_kernels(hardware, roofline, measured).astype(np.float32)
             print(key, measured.latency_s.shape, roofline)
     return arrays
 

@@ -8,7 +8,8 @@ import pytest
 
 from llmpq.costs import gemm_band, gemm_estimate, gemm_latency_s
 from llmpq.costs.band import ROOFLINE_16_BIT
-from llmpq.costs.gemm_table import LARGE, GemmTable, Measurements, condition_table, gemm_bands, interpolate
+from llmpq.costs.gaussian_process import TERMS
+from llmpq.costs.gemm_table import LARGE, GemmTable, Measurements, condition_table, fit_kernels, gemm_bands, interpolate
 from llmpq.costs.lookup import COLD_READ, gemm_seconds
 from llmpq.costs.shipped import load_gemm_table
 from llmpq.costs.silicon import arrays, systems
@@ -18,12 +19,18 @@ from llmpq.hardware.devices import device_types
 TABLES = tuple(tuple(name.split("/")[:2]) for name in arrays("gemm") if name.endswith("/latency"))
 
 
+def conditioned(whole: GemmTable, measured: Measurements) -> GemmTable:
+    """A part of the table alone, its kernels fitted to that part."""
+    kernels = fit_kernels(whole.hardware, whole.roofline, measured)
+    return condition_table(whole.hardware, whole.roofline, kernels, measured)
+
+
 @cache
 def half_split(system: str, dtype: str) -> tuple[GemmTable, Measurements]:
     """A table conditioned on half of the shapes, and the measurements of the large shapes of the other half."""
     whole = load_gemm_table(system, dtype)
     chosen = np.random.default_rng(3).random(len(whole.measured.shapes)) < 0.5
-    table = condition_table(whole.hardware, whole.roofline, whole.measured.rows(chosen))
+    table = conditioned(whole, whole.measured.rows(chosen))
     return table, whole.measured.rows(~chosen & (whole.measured.shapes.min(axis=1) >= LARGE))
 
 
@@ -51,7 +58,7 @@ def test_the_band_holds_nine_in_ten_of_the_shapes_left_out(system: str, dtype: s
 def test_an_m_that_was_left_out_is_predicted_inside_a_wider_band() -> None:
     whole = load_gemm_table("h200_sxm", "bfloat16")
     left_out = np.isin(whole.measured.tokens, [8, 96, 512])
-    table = condition_table(whole.hardware, whole.roofline, whole.measured.columns(~left_out))
+    table = conditioned(whole, whole.measured.columns(~left_out))
     held = whole.measured.columns(left_out)
     predicted = table.latency_s(*flat(held))
     assert np.mean(np.abs(predicted / held.latency_s.ravel() - 1)) < 0.08
@@ -67,6 +74,19 @@ def test_measured_points_come_back_to_within_their_noise(system: str, dtype: str
     large = table.measured.rows(table.measured.shapes.min(axis=1) >= LARGE)
     error = np.abs(table.latency_s(*flat(large)) / large.latency_s.ravel() - 1)
     assert np.median(error) < 0.02
+
+
+@pytest.mark.parametrize(("system", "dtype"), TABLES)
+def test_every_table_stores_a_weight_for_each_term_at_each_range_of_m(system: str, dtype: str) -> None:
+    kernels = arrays("gemm")[f"{system}/{dtype}/kernels"]
+    assert kernels.shape == (4, len(TERMS))
+    assert (kernels > 0).all()
+
+
+def test_a_table_may_have_no_m_in_some_of_the_ranges() -> None:
+    whole = load_gemm_table("l40s", "sq")
+    few = conditioned(whole, whole.measured.columns(whole.measured.tokens <= 8))
+    assert np.isfinite(few.latency_s(np.array([6.0]), np.array([4096.0]), np.array([4096.0]))).all()
 
 
 def test_between_two_measured_m_latency_lies_between_theirs_and_beyond_the_last_it_grows() -> None:

@@ -1,5 +1,6 @@
-"""Gaussian process over GEMM shapes: kernels chosen by cross-validation, conditioning, left-out predictions in closed form."""
+"""Gaussian process over GEMM shapes: terms of the covariance, conditioning, left-out predictions in closed form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,69 +9,86 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_SAME = 1e-6  # two logarithms closer than this belong to the same dimension
+NOISE = 0.1  # variance of a measurement; weights of terms are relative to it
 _CONSTANT = 10.0  # variance of the unknown mean
+_SAME = 1e-6  # two logarithms closer than this belong to the same dimension
 _CENTRE = 11.0  # log2 of a dimension of 2048
+_CLIP = 4.2  # residuals beyond that many robust deviations are outliers
 _CLIP_ROUNDS = 2
 _SMALLEST_CLIP = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
-    """Variances and length scales (octaves) of one range of token counts; only ratios of variances matter.
+class Apart:
+    """How far shapes [L] and [R] lie apart, [L, R] each: in octaves of n, k and n*k, and in the share out of the cache.
 
-    smooth: Matern 5/2 in (log n, log k), lengths smooth_n, smooth_k;
-    short: exponential, lengths short_n, short_k, and short_regime in the share out of the cache;
-    same_n: equal n, hence the same tiles and waves; along_k, along_product: exponentials in log k and in log n*k;
-    linear: slopes; noise: variance of a measurement; clip: residuals beyond that many robust deviations are outliers.
+    slopes: products of their distances from the centre, summed over n and k.
     """
 
-    smooth: float
-    smooth_n: float
-    smooth_k: float
-    short: float
-    short_n: float
-    short_k: float
-    short_regime: float
-    same_n: float
-    along_k: float
-    along_k_length: float
-    along_product: float
-    along_product_length: float
-    linear: float
-    noise: float
-    clip: float
+    n: Array
+    k: Array
+    product: Array
+    regime: Array
+    slopes: Array
 
-    def covariance(self, left: Array, right: Array) -> Array:
-        """[L, R] from features [L, 3] and [R, 3]: log2 n, log2 k, share out of the cache."""
-        n, k, regime = (np.abs(left[:, None, axis] - right[None, :, axis]) for axis in range(3))
-        product = np.abs(left[:, None, :2].sum(-1) - right[None, :, :2].sum(-1))
-        smooth = np.sqrt(5) * np.hypot(n / self.smooth_n, k / self.smooth_k)
-        short = np.sqrt((n / self.short_n) ** 2 + (k / self.short_k) ** 2 + (regime / self.short_regime) ** 2)
-        slopes = (left[:, :2] - _CENTRE) @ (right[:, :2] - _CENTRE).T
-        return np.asarray(
-            self.smooth * (1 + smooth + smooth**2 / 3) * np.exp(-smooth)
-            + self.short * np.exp(-short)
-            + self.same_n * (n < _SAME)
-            + self.along_k * np.exp(-k / self.along_k_length)
-            + self.along_product * np.exp(-product / self.along_product_length)
-            + self.linear * slopes
-            + _CONSTANT
-        )
+    def short(self, n: float, k: float, regime: float) -> Array:
+        """Exponential in the distance, by lengths."""
+        return np.asarray(np.exp(-np.sqrt((self.n / n) ** 2 + (self.k / k) ** 2 + (self.regime / regime) ** 2)))
+
+    def smooth(self, n: float, k: float) -> Array:
+        """Matern 5/2."""
+        far = np.sqrt(5) * np.hypot(self.n / n, self.k / k)
+        return np.asarray((1 + far + far**2 / 3) * np.exp(-far))
+
+
+# (weight that fits begin with, term). Equal n has the same tiles and waves, everywhere or while k is near.
+TERMS: tuple[tuple[float, Callable[[Apart], NDArray[Any]]], ...] = (
+    (60, lambda apart: apart.smooth(4.5, 6)),
+    (0.8, lambda apart: apart.short(0.9, 4, 0.4)),
+    (0.5, lambda apart: apart.short(0.3, 3, 1)),
+    (0.1, lambda apart: apart.short(0.5, 0.5, 1)),
+    (0.2, lambda apart: 1.0 * (apart.n < _SAME)),
+    (0.1, lambda apart: (apart.n < _SAME) * np.exp(-apart.k)),
+    (0.1, lambda apart: (apart.n < _SAME) * np.exp(-apart.k / 3)),
+    (0.02, lambda apart: (apart.k < _SAME) * np.exp(-apart.n)),
+    (0.1, lambda apart: np.exp(-apart.k / 3)),
+    (0.03, lambda apart: np.exp(-apart.n)),
+    (0.03, lambda apart: np.exp(-apart.product)),
+    (0.1, lambda apart: np.exp(-apart.product / 4)),
+    (0.02, lambda apart: apart.slopes),
+)
+FIRST_WEIGHTS: Array = np.array([weight for weight, _ in TERMS])
+
+
+def terms(left: Array, right: Array) -> Array:
+    """TERMS [T, L, R] between features [L, 3] and [R, 3]: log2 n, log2 k, share out of the cache."""
+    n, k, regime = (np.abs(left[:, None, axis] - right[None, :, axis]) for axis in range(3))
+    product = np.abs(left[:, None, :2].sum(-1) - right[None, :, :2].sum(-1))
+    apart = Apart(n, k, product, regime, (left[:, :2] - _CENTRE) @ (right[:, :2] - _CENTRE).T)
+    return np.stack([term(apart) for _, term in TERMS])
+
+
+def covariance(weights: Array, between: Array) -> Array:
+    """[L, R] of terms [T, L, R]."""
+    return np.asarray(np.tensordot(weights, between, 1) + _CONSTANT)
+
+
+def precision_matrix(weights: Array, within: Array) -> Array:
+    """Inverse [S, S] of the noisy covariance of points whose terms [T, S, S] are."""
+    return np.asarray(np.linalg.inv(covariance(weights, within) + NOISE * np.eye(within.shape[-1])), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """A process conditioned on residuals [S, M] at features [S, 3]; `inverse` is that of the noisy covariance."""
+    """A process conditioned on residuals [S, M], outliers clipped; `inverse` is that of the noisy covariance."""
 
-    kernel: Kernel
-    features: Array
+    weights: Array
     clipped: Array
     inverse: Array
 
-    def predict(self, features: Array) -> Array:
-        """Expected residuals [P, M]."""
-        return np.asarray(self.kernel.covariance(features, self.features) @ (self.inverse @ self.clipped))
+    def predict(self, between: Array) -> Array:
+        """Expected residuals [P, M] from terms [T, P, S]."""
+        return np.asarray(covariance(self.weights, between) @ (self.inverse @ self.clipped))
 
     def leave_out(self, groups: NDArray[Any]) -> Array:
         """Residuals [S, M] that each point would get from the points of all other groups."""
@@ -83,14 +101,18 @@ class Posterior:
         return expected
 
 
-def condition(kernel: Kernel, features: Array, residuals: Array) -> Posterior:
+def condition(weights: Array, within: Array, residuals: Array) -> Posterior:
+    """On residuals [S, M] of points whose terms [T, S, S] are."""
+    inverse = precision_matrix(weights, within)
+    return Posterior(weights, clip(inverse, residuals), inverse)
+
+
+def clip(inverse: Array, residuals: Array) -> Array:
     """Outliers are replaced by what the other points predict there, column by column."""
-    noisy = kernel.covariance(features, features) + kernel.noise * np.eye(len(features))
-    inverse = np.asarray(np.linalg.inv(noisy), np.float64)
     clipped = residuals
     for _ in range(_CLIP_ROUNDS):
         expected = clipped - (inverse @ clipped) / np.diag(inverse)[:, None]
         error = np.abs(residuals - expected)
-        limit = np.maximum(kernel.clip * 1.4826 * np.median(error, axis=0), _SMALLEST_CLIP)
+        limit = np.maximum(_CLIP * 1.4826 * np.median(error, axis=0), _SMALLEST_CLIP)
         clipped = np.where(error > limit, expected, residuals)
-    return Posterior(kernel, features, clipped, inverse)
+    return clipped

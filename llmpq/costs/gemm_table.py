@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpq.costs.band import Band, calibrate
-from llmpq.costs.gaussian_process import Kernel, Posterior, condition
+from llmpq.costs.gaussian_process import Posterior, condition, terms
+from llmpq.costs.kernel_weights import fit_weights
 from llmpq.costs.silicon import ACTIVATION_BYTES, WEIGHT_BYTES, System
 from llmpq.costs.soft_roofline import SoftRoofline, Work, fit_soft_roofline
 
@@ -17,17 +18,10 @@ OUTPUT_BYTES = 2.0
 LARGE = 1024  # a shape whose n and k reach this is a projection of a model; smaller ones are bound by launches
 _SMALL_WEIGHT = 0.1  # of a shape below 512, in the fit of the soft roofline
 _REGIME_SPEEDUP = 1.5  # from this speed-up in the cache on, in and out of it are told apart in full
-_CHUNK = 4096
-_TILES = (64, 128)
-_TILE_SHARE = 0.4  # of each tile size, found by leaving out every m in turn: error 6.8 % against 8.1 % for plain log m
-
-# Found by 5-fold cross-validation over shapes, averaged over the twenty tables; (largest m, kernel).
-KERNELS: tuple[tuple[float, Kernel], ...] = (
-    (12, Kernel(50, 4.4, 5.7, 0.8, 1.58, 3.7, 0.3, 0.047, 0.10, 0.84, 0.215, 3.1, 0.003, 0.128, 4.2)),
-    (144, Kernel(114, 4.4, 7.0, 0.68, 0.33, 0.74, 0.3, 0.20, 0.10, 2.0, 0.5, 5.6, 0.002, 0.128, 4.2)),
-    (896, Kernel(41, 4.6, 6.2, 0.68, 0.178, 3.3, 1.0, 0.49, 0.087, 6.6, 0.115, 5.8, 0.043, 0.083, 8.0)),
-    (float("inf"), Kernel(38, 4.6, 4.6, 1.3, 0.357, 10.5, 1.0, 0.83, 0.095, 3.05, 0.24, 5.6, 0.009, 0.128, 3.6)),
-)
+_CHUNK = 512
+_TILES = ((64, 0.4), (128, 0.3), (256, 0.2))  # rows, share; by leaving out every m in turn: error 6.7 %, 8.1 % for plain log m
+_SMALL_IMPORTANCE = 0.3  # of a shape below LARGE, in the fit of the weights of the kernels
+_RANGES = (12, 144, 896, float("inf"))  # largest m of each range, which have a kernel and bands each
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +95,21 @@ class GemmTable:
     def rows(self, shapes: Array) -> Array:
         """Residuals [P, M] of shapes [P, 2] at the measured m; beyond the measured shapes those of the nearest edge."""
         inside = np.clip(shapes, self.measured.shapes.min(axis=0), self.measured.shapes.max(axis=0))
-        features = _features(self.hardware, self.roofline, inside)
+        between = terms(*(_features(self.hardware, self.roofline, points) for points in (inside, self.measured.shapes)))
         found = np.empty((len(shapes), len(self.measured.tokens)))
         for posterior, columns in zip(self.posteriors, _ranges(self.measured.tokens)):
-            found[:, columns] = posterior.predict(features)
+            found[:, columns] = posterior.predict(between)
         return found
 
     def range_of(self, m: Array) -> NDArray[np.intp]:
         """Index of the range of m, by which kernels and bands differ."""
-        return np.searchsorted([largest for largest, _ in KERNELS], m)
+        return np.searchsorted(_RANGES, m)
 
 
 def tile_coordinate(m: Array) -> Array:
-    """Where m stands between measured m: mostly by its tiles of 64 and of 128 rows, of which a part costs the whole."""
-    steps = [np.log(tile * np.ceil(m / tile)) for tile in _TILES]
-    return np.asarray(_TILE_SHARE * sum(steps) + (1 - _TILE_SHARE * len(_TILES)) * np.log(m))
+    """Where m stands between measured m: mostly by its tiles of 64, 128 and 256 rows, of which a part costs the whole."""
+    smooth = 1 - sum(share for _, share in _TILES)
+    return np.asarray(sum(share * np.log(rows * np.ceil(m / rows)) for rows, share in _TILES) + smooth * np.log(m))
 
 
 def interpolate(grid: Array, values: Array, wanted: Array) -> Array:
@@ -129,8 +123,8 @@ def interpolate(grid: Array, values: Array, wanted: Array) -> Array:
 
 
 def _ranges(tokens: Array) -> list[NDArray[np.intp]]:
-    index = np.searchsorted([largest for largest, _ in KERNELS], tokens)
-    return [np.flatnonzero(index == number) for number in range(len(KERNELS))]
+    index = np.searchsorted(_RANGES, tokens)
+    return [np.flatnonzero(index == number) for number in range(len(_RANGES))]
 
 
 def _features(hardware: Hardware, roofline: SoftRoofline, shapes: Array) -> Array:
@@ -146,18 +140,34 @@ def fit_roofline(hardware: Hardware, measured: Measurements) -> SoftRoofline:
     return fit_soft_roofline(_work(hardware, measured), measured.latency_s, weight)
 
 
-def condition_table(hardware: Hardware, roofline: SoftRoofline, measured: Measurements) -> GemmTable:
+def fit_kernels(hardware: Hardware, roofline: SoftRoofline, measured: Measurements) -> Array:
+    """Weights [R, T] of the terms of the kernel at each range of m; about a second, so those of shipped tables are stored."""
+    residuals, within = _residuals(hardware, roofline, measured), _terms(hardware, roofline, measured)
+    importance = np.where(measured.shapes.min(axis=1) >= LARGE, 1.0, _SMALL_IMPORTANCE)
+    return np.array([fit_weights(within, residuals[:, columns], importance) for columns in _ranges(measured.tokens)])
+
+
+def condition_table(hardware: Hardware, roofline: SoftRoofline, kernels: Array, measured: Measurements) -> GemmTable:
     """The table of these measurements; tens of milliseconds for 300 shapes."""
-    residuals = np.log(measured.latency_s / roofline.latency_s(_work(hardware, measured)))
-    features = _features(hardware, roofline, measured.shapes)
+    residuals, within = _residuals(hardware, roofline, measured), _terms(hardware, roofline, measured)
     posteriors = tuple(
-        condition(kernel, features, residuals[:, columns]) for (_, kernel), columns in zip(KERNELS, _ranges(measured.tokens))
+        condition(weights, within, residuals[:, columns]) for weights, columns in zip(kernels, _ranges(measured.tokens))
     )
     return GemmTable(hardware, roofline, measured, residuals, posteriors)
 
 
 def fit_gemm_table(hardware: Hardware, measured: Measurements) -> GemmTable:
-    return condition_table(hardware, fit_roofline(hardware, measured), measured)
+    roofline = fit_roofline(hardware, measured)
+    return condition_table(hardware, roofline, fit_kernels(hardware, roofline, measured), measured)
+
+
+def _residuals(hardware: Hardware, roofline: SoftRoofline, measured: Measurements) -> Array:
+    return np.asarray(np.log(measured.latency_s / roofline.latency_s(_work(hardware, measured))))
+
+
+def _terms(hardware: Hardware, roofline: SoftRoofline, measured: Measurements) -> Array:
+    features = _features(hardware, roofline, measured.shapes)
+    return terms(features, features)
 
 
 def _work(hardware: Hardware, measured: Measurements) -> Work:

@@ -64,11 +64,10 @@ def attention_table_name(source: Source, phase: Phase, dtype: str, kv_dtype: str
 
 @cache
 def load_gemm_table(system: str, dtype: str) -> GemmTable:
-    tokens, shapes, latency, roofline = (
-        arrays("gemm")[f"{system}/{dtype}/{part}"].astype(np.float64) for part in ("tokens", "shapes", "latency", "roofline")
-    )
+    parts = ("tokens", "shapes", "latency", "roofline", "kernels")
+    tokens, shapes, latency, roofline, kernels = (arrays("gemm")[f"{system}/{dtype}/{part}"].astype(np.float64) for part in parts)
     measured = Measurements(tokens, shapes, latency * LATENCY_UNIT_S)
-    return condition_table(hardware_of(systems()[system], dtype), SoftRoofline(*roofline.tolist()), measured)
+    return condition_table(hardware_of(systems()[system], dtype), SoftRoofline(*roofline.tolist()), kernels, measured)
 
 
 @cache
