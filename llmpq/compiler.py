@@ -23,7 +23,7 @@ from llmpq.passmanager import Observer, Pass, parse_pipeline, run_passes
 from llmpq.pipelines import Pipelines, pipelines
 from llmpq.plan import Plan
 from llmpq.planning.cache_choice import fastest_cache
-from llmpq.planning.candidates import Candidate
+from llmpq.planning.candidate import Candidate
 from llmpq.planning.fixes import find_fixes
 from llmpq.planning.search import rows_of
 from llmpq.planning.uncut import uncut_notice, uncut_rules

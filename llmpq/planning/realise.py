@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from llmpq.planning.candidates import Candidate
+from llmpq.planning.candidate import Candidate
 from llmpq.planning.order_free import OrderFree, Shares
 from llmpq.solver.problem import Assignment, Matrix, Problem, Row
 

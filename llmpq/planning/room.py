@@ -1,15 +1,12 @@
 """Room: what the devices of a candidate have for layers, and what the first and the last stage hold beside them, in bytes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable
 from llmpq.graph import FLOAT_BYTES, LayerGraph
+from llmpq.planning.candidate import Candidate
 from llmpq.planning.option_sets import live_bytes
 from llmpq.program import Program
-
-if TYPE_CHECKING:
-    from llmpq.planning.candidates import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +18,7 @@ class Room:
     last: int
 
 
-def room_of(program: Program, candidate: "Candidate") -> Room:
+def room_of(program: Program, candidate: Candidate) -> Room:
     """Any stage is charged for the tensors of a later one and for what every stage holds; the first is paid back for both, as
     far as its embedding goes."""
     costs: CostTable = program.require("costs")

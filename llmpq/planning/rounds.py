@@ -1,17 +1,14 @@
 """Rounds: a batch of which fewer sequences than all are in the cache at once, while the others wait for their turn."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable, kv_cache_bytes
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.shard import ranks_of, shard
+from llmpq.planning.candidate import Candidate
 from llmpq.program import Program, Request
 from llmpq.solver.problem import Cells, EndCost, Problem
 from llmpq.workload import Batch, Serving, resident_sizes
-
-if TYPE_CHECKING:
-    from llmpq.planning.candidates import Candidate
 
 
 def residents(request: Request) -> tuple[int | None, ...]:
@@ -32,7 +29,7 @@ def rounds_of(workload: Batch, resident: int | None) -> int:
     return 1 if resident is None else -(-workload.batch_size // resident)
 
 
-def cache_bytes(program: Program, candidate: "Candidate") -> tuple[int, ...]:
+def cache_bytes(program: Program, candidate: Candidate) -> tuple[int, ...]:
     """[kind] the cache of all sequences that run at once, for a layer of each kind."""
     costs: CostTable = program.require("costs")
     request = program.request

@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from llmpq.costs import CostTable, PhaseCosts
-from llmpq.planning.candidates import Candidate
+from llmpq.planning.candidate import Candidate
 from llmpq.planning.rounds import cache_bytes
 from llmpq.planning.shares import Shares
 from llmpq.planning.teams import Teams

@@ -6,7 +6,7 @@ from itertools import permutations
 
 from llmpq.layer_option import mean_bits, parse_option
 from llmpq.planning.baselines import whole_groups
-from llmpq.planning.candidates import Candidate
+from llmpq.planning.candidate import Candidate
 from llmpq.planning.fallback import Answer
 from llmpq.planning.published import adabits, best_within_budget, least_lossy
 from llmpq.planning.search import Start, rows_of
