@@ -52,8 +52,11 @@ def plan_problems(plan: Plan, program: Program) -> list[str]:
 def placement_problems(plan: Plan, program: Program) -> Iterator[str]:
     """Every layer once and in order, on known devices, each device once, at options that were asked for."""
     layers = [layer for stage in plan.stages for layer in stage.layers]
-    if layers != list(range(program.graph.num_layers)):
-        yield f"the stages hold layers {layers}, not each of 0..{program.graph.num_layers - 1} once and in order"
+    graph = program.graph
+    if layers != list(range(graph.num_layers)) and plan.model != graph.model:
+        yield f"the plan is of {plan.model} and places {len(layers)} layers; {graph.model} has {graph.num_layers}"
+    elif layers != list(range(graph.num_layers)):
+        yield f"the stages hold layers {layers}, not each of 0..{graph.num_layers - 1} once and in order"
     devices = [stage.device for stage in plan.stages]
     cluster = program.request.cluster
     for stage in plan.stages:

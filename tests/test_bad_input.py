@@ -239,6 +239,15 @@ def test_verify_names_the_shard_that_is_damaged(harm: object, told: str, cli: Co
     one_line(outcome.err, f"{copy / SHARD}: {told}", "compile again or copy the file again")
 
 
+def test_run_tells_a_plan_of_another_model(cli: CommandLine, copy: Path) -> None:
+    plan = json.loads((copy / "plan.json").read_text())
+    del plan["pipelines"][0]["stages"][-1]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    outcome = cli("run", copy, "--prompt", "x")
+    assert (outcome.code, outcome.out) == (2, "")
+    one_line(outcome.err, f"{copy / 'plan.json'}: places ", "layers of demo, the model beside it has 12", "copy the file again")
+
+
 @pytest.mark.parametrize("how", [(), ("--processes",)])
 @pytest.mark.parametrize(("harm", "told"), [(truncate, "truncated"), (alter, "altered"), (Path.unlink, "missing")])
 def test_run_names_the_shard_that_is_damaged(how: tuple[str, ...], harm: object, told: str, cli: CommandLine, copy: Path) -> None:

@@ -64,6 +64,10 @@ def optimality(objective: float | None = None, bound: float | None = 0.0, proven
 
 MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "a layer twice": (stage(1, first_layer=0), "each of 0..3 once and in order"),
+    "a model of more layers": (
+        lambda plan: replace(stages(plan, plan.stages[0]), model="other"),
+        "is of other and places 2 layers; tiny has 4",
+    ),
     "a layer missing": (lambda plan: stages(plan, plan.stages[0]), "each of 0..3 once and in order"),
     "stages out of order": (lambda plan: stages(plan, *plan.stages[::-1]), "each of 0..3 once and in order"),
     "an unknown device": (stage(0, device="T4:7"), "'T4:7' is not in the cluster"),

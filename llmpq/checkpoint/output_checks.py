@@ -34,8 +34,13 @@ def read_plan(out: Path) -> Plan:
 def require_stored_as_planned(out: Path, graph: LayerGraph, plan: Plan) -> None:
     """Raises CheckpointError where config.json has a module at another precision than its plan, as today's llmpq reads it.
 
-    So it is where a release did not quantize what this one does (experts in one parameter and Conv1D, at first).
+    So it is where a release did not quantize what this one does (experts in one parameter and Conv1D, at first); and where the
+    plan is of another model.
     """
+    placed = sum(len(stage.options) for stage in plan.stages)
+    if placed != graph.num_layers:
+        told = f"places {placed} layers of {plan.model}, the model beside it has {graph.num_layers}"
+        raise CheckpointError(f"{out / PLAN_FILE}: {told}; {REMEDY}")
     planned = {name: precision.name for name, _, precision in quantized_linears(graph, plan)}
     stored = {name: precision.name for name, precision in module_precisions(read_json(out / CONFIG_FILE)).items()}
     unlike = [name for name in {**planned, **stored} if planned.get(name, "16") != stored.get(name, "16")]

@@ -57,7 +57,7 @@ def _print(result: "Validation") -> None:
     for name in ("what", "device", "predicted", "measured", "ratio", ""):
         table.add_column(name, justify="left" if name in ("what", "device", "") else "right", no_wrap=True)
     for row in result.rows:
-        told = "" if row.is_within else "outside of its band"
+        told = "" if row.is_within else "outside"
         table.add_row(row.what, row.device, _figure(row, row.predicted), _figure(row, row.measured), f"{row.ratio:.3f}", told)
     console = stdout()
     console.print(table)
