@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from llmpq.errors import InfeasibleError
+from llmpq.errors import InfeasibleError, TimeLimitError
 from llmpq.passmanager import parse_pipeline, run_passes
+from llmpq.planning import limits
 from llmpq.planning.largest import first, largest
 from llmpq.planning.limits import choices, max_batch, max_context
 from llmpq.program import Program, Target
@@ -48,6 +49,19 @@ def test_the_longest_context_has_a_plan_and_one_token_more_has_not() -> None:
         prompt = limit.largest - workload.gen_len
         assert has_plan(choice, "prompt_len", prompt)
         assert not has_plan(choice, "prompt_len", prompt + 1)
+
+
+def test_what_is_not_decided_in_time_is_no_limit_that_was_found_but_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(asked: Program) -> bool:
+        batch = asked.request.workload
+        assert isinstance(batch, Batch)
+        if batch.batch_size > 3:
+            raise TimeLimitError("too long")
+        return True
+
+    monkeypatch.setattr(limits, "fits", fits)
+    for limit in max_batch(ready()):
+        assert (limit.largest, limit.limited_by) == (3, ("whether one more fits was not decided in 5 s",))
 
 
 def test_a_context_is_limited_by_the_positions_of_the_model() -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmpq.errors import InputError
-from llmpq.planning.fit import asked, fits, least_loss
+from llmpq.errors import InputError, TimeLimitError
+from llmpq.planning.fit import FIT_LIMIT_S, asked, fits, least_loss
 from llmpq.planning.largest import largest
 from llmpq.planning.reasons import nearest
 from llmpq.planning.search import rows_of
@@ -24,7 +24,7 @@ class Limit:
     """`largest`: context in tokens, or sequences; None when not even one fits.
 
     `budget`: nats per token that the precisions had to keep, None: any loss; `sensitivity`: the least found at the limit.
-    `limited_by`: who is short by how much one token or sequence further on.
+    `limited_by`: who is short by how much one token or sequence further on, or that this could not be told in time.
     """
 
     precisions: tuple[str, ...]
@@ -71,10 +71,25 @@ def _batch(program: Program) -> Batch:
 
 def _limit(program: Program, field: str, most: int, beyond: str) -> Limit:
     request = program.request
-    found = largest(lambda value: fits(_at(program, field, value)), 1, most) if most >= 1 else None
+    undecided: set[int] = set()
+
+    def holds(value: int) -> bool:
+        try:
+            return fits(_at(program, field, value))
+        except TimeLimitError:
+            undecided.add(value)
+            return False
+
+    found = largest(holds, 1, most) if most >= 1 else None
     names = tuple(precision.name for precision in request.precisions)
     loss = None if found is None else least_loss(_at(program, field, found), LOSS_LIMIT_S)
-    by = (beyond,) if found == most else _in_the_way(_at(program, field, (found or 0) + 1))
+    following = (found or 0) + 1
+    if found == most:
+        by: tuple[str, ...] = (beyond,)
+    elif following in undecided:
+        by = (f"whether one more fits was not decided in {FIT_LIMIT_S:g} s",)
+    else:
+        by = _in_the_way(_at(program, field, following))
     return Limit(names, request.target.budget, found, loss, by)
 
 
