@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import exp, fsum, log
 from pathlib import Path
 from statistics import median
@@ -24,7 +25,7 @@ from typing import Any
 import click
 from hetero.gantt import beginning, busy, drawing
 from hetero.prepared import Prepared
-from hetero.warm import Outcome, Recorded, WarmDevices, busy_neighbour, key_of, warm_devices
+from hetero.warm import Outcome, Recorded, WarmDevices, key_of, warm_devices
 from machine import machine
 from rich.console import Console
 from rich.table import Table
@@ -82,17 +83,18 @@ class Named:
 
 
 def take_profile(inputs: Inputs, seconds: float) -> None:
-    """Of this machine, beside a neighbour that is busy as the other stages will be; one that was begun is gone on with."""
+    """Of this machine, alone and beside a neighbour that is busy as other stages are; one that was begun is gone on with."""
     from llmpq.frontend.models import resolve
     from llmpq.precision import parse_precisions
+    from llmpq.profiling.neighbour import measure_beside
     from llmpq.profiling.profiler import profile_model, subject_of
     from llmpq.profiling.sizes import Extent
 
     extent = Extent((1, 2, 4, 8), (BATCH.prompt_len,), (BATCH.prompt_len, BATCH.kv_len), 512, seconds)
     begun = read_profile(inputs.profile) if inputs.profile.exists() else None
     subject = subject_of(resolve(str(inputs.model), weights=False), "cpu")
-    with busy_neighbour(inputs.model):
-        profile_model(subject, parse_precisions(PRECISIONS), extent, lambda taken: write_profile(inputs.profile, taken), begun)
+    asked, keep = (subject, parse_precisions(PRECISIONS), extent), partial(write_profile, inputs.profile)
+    measure_beside(profile_model(*asked, keep, begun), *asked, str(inputs.model), keep)
 
 
 def plans_of(name: str, inputs: Inputs) -> tuple[Named, ...]:

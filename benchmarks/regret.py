@@ -8,9 +8,9 @@ python benchmarks/regret.py summary
 
 A cell is a cluster of processes that are worth shares of a core, and a batch. Every plan runs on our own runtime, a process per
 device, each of whose actions ends when it would with its share of a core (`hetero.warm.Pace`). The profile is taken in rounds,
-beside a neighbour that is busy as other stages are; first plans by it are run and correct the speeds of the cluster, as `llmpq
-validate` corrects a profile. The chosen plan and the best neighbours are measured again in turns; so is the same plan with equal
-devices exchanged, which is as good as the chosen one: how far it comes out apart is the floor.
+alone and beside a neighbour that is busy as other stages are; first plans by it are run and correct the speeds of the cluster,
+as `llmpq validate` corrects a profile. The chosen plan and the best neighbours are measured again in turns; so is the same plan
+with equal devices exchanged, which is as good as the chosen one: how far it comes out apart is the floor.
 """
 
 import json
@@ -25,7 +25,7 @@ from typing import Any
 import click
 from hetero.neighbours import neighbours
 from hetero.rounds import take_rounds
-from hetero.warm import WarmDevices, busy_neighbour, key_of, warm_devices
+from hetero.warm import WarmDevices, key_of, warm_devices
 from machine import machine
 from rich.console import Console
 from rich.table import Table
@@ -207,7 +207,7 @@ def main(context: click.Context, work: Path) -> None:
 
 
 @main.command()
-@click.option("--seconds", default=100.0, show_default=True, help="Of each round.")
+@click.option("--seconds", default=60.0, show_default=True, help="Of each round, alone and as many beside a neighbour.")
 @click.pass_obj
 def profile(work: Path, seconds: float) -> None:
     """Measure this machine, alone."""
@@ -217,8 +217,7 @@ def profile(work: Path, seconds: float) -> None:
     write_model(work / "model")
     extent = Extent((1, 2, 4, 8), (16, 64, 128), (16, 64, 128), 512, seconds)
     link, message_cpu_s = measure_link(), measure_message(HIDDEN)  # by processes that wait for nothing else
-    with busy_neighbour(work / "model"):
-        taken = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, work / "profile.json")
+    taken = take_rounds(work / "model", PRECISIONS[0], extent, PROFILE_ROUNDS, work / "profile.json")
     found = replace(taken, link=link, message_cpu_s=message_cpu_s)
     write_profile(work / "profile.json", found)
     print(f"{len(found.points)} points, band {found.band[0]:.0%} to {found.band[1]:.0%}, link {found.link}")

@@ -167,15 +167,17 @@ def profile(
     device: str = "cpu",
     speed: float = 1.0,
     link: bool = True,
+    beside: bool = False,
 ) -> "Profile":
     """What one layer of each kind takes on this machine, at many sizes (`llmpq profile`).
 
     out: the file that keeps every point as soon as it is measured; where it is there already it is gone on with.
     engine: local, or vllm in the interpreter `python`, by default the one of `make engines`.
+    beside: also while another process computes, as stages on the CPU of one host do.
     """
     from llmpq.profiling.taking import take_profile
 
-    where: dict[str, Any] = {"engine": engine, "python": python, "device": device}
+    where: dict[str, Any] = {"engine": engine, "python": python, "device": device, "beside": beside}
     return take_profile(model, Path(out), precisions, quick=quick, speed=speed, link=link, **where).profile
 
 

@@ -19,10 +19,12 @@ from llmpq.profiling import taking
 from llmpq.profiling.link import fit, measure_link
 from llmpq.profiling.measure import measure, measure_point, timing
 from llmpq.profiling.messages import measure_message
+from llmpq.profiling.neighbour import measure_beside
 from llmpq.profiling.probe import PassTimes, Probe, Subject
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.profiler import continued, empty_profile, profile_model, subject_of
 from llmpq.profiling.sizes import Extent, Size, enough
+from llmpq.profiling.taking import take_profile
 from llmpq.profiling.validation import Validation, validate
 from llmpq.serialize import dumps
 from tests.conftest import CommandLine
@@ -173,6 +175,26 @@ def test_a_link_between_two_processes_is_measured() -> None:
 def test_what_messages_take_of_a_processor_is_measured_by_the_runtime_between_two_processes() -> None:
     assert 0 < measure_message(128) < 1
     assert not torch.distributed.is_initialized()
+
+
+def test_a_profile_beside_another_process_has_the_same_sizes_again(subject: Subject, empty: Profile) -> None:
+    kept: list[Profile] = []
+    extent = Extent((1,), (16,), (32,), 16, 30.0)
+    alone = profile_model(subject, TWO[:1], extent, lambda profile: None, empty, with_link=False)
+    found = measure_beside(alone, subject, TWO[:1], extent, "demo", kept.append)
+    assert [point.key for point in found.beside] == [point.key for point in alone.points]
+    assert (found.points, kept[-1]) == (alone.points, found)
+    assert found.busy().points == found.beside
+    again = measure_beside(found, subject, TWO[:1], extent, "demo", kept.append)
+    assert again == found
+
+
+def test_what_a_model_takes_beside_another_process_is_asked_of_a_cpu_and_a_model_with_a_name(tmp_path: Path) -> None:
+    for engine, device in (("vllm", "cpu"), ("local", "cuda:0")):
+        with pytest.raises(InputError, match="--beside is measured on the CPU, for the own runtime; leave it out"):
+            take_profile("demo", tmp_path / "p.json", "16", beside=True, engine=engine, device=device)
+    with pytest.raises(InputError, match="name it, or save it"):
+        take_profile(torch.nn.Identity(), tmp_path / "p.json", "16", beside=True)
 
 
 def test_points_in_which_the_embedding_has_what_every_stage_does_are_measured_again(empty: Profile) -> None:

@@ -11,26 +11,32 @@ from llmpq.costs.point import Point, Timing
 from llmpq.costs.profile import Profile
 from llmpq.frontend.models import resolve
 from llmpq.precision import parse_precisions
+from llmpq.profiling.neighbour import measure_beside
 from llmpq.profiling.profile_file import read_profile, write_profile
 from llmpq.profiling.profiler import profile_model, subject_of
 from llmpq.profiling.sizes import Extent
 
 
 def take_rounds(model: Path, precisions: str, extent: Extent, rounds: int, file: Path) -> Profile:
-    """Their medians, without a link; every round is kept beside `file` and gone on with if it is there."""
+    """Their medians, alone and beside a busy neighbour, without a link; every round is kept beside `file` and gone on with."""
     subject, chosen, taken = subject_of(resolve(str(model), weights=False), "cpu"), parse_precisions(precisions), []
     for number in range(rounds):
         own = file.with_stem(f"{file.stem}-{number}")
-        begun = read_profile(own) if own.exists() else None
-        taken.append(profile_model(subject, chosen, extent, partial(write_profile, own), begun, with_link=False))
+        begun, keep = read_profile(own) if own.exists() else None, partial(write_profile, own)
+        alone = profile_model(subject, chosen, extent, keep, begun, with_link=False)
+        taken.append(measure_beside(alone, subject, chosen, extent, str(model), keep))
     return merge(taken)
 
 
 def merge(rounds: Sequence[Profile]) -> Profile:
     """Of each point that all rounds have the median; its low and high are the least and the most of any round."""
-    points = [{point.key: point for point in taken.points} for taken in rounds]
-    common = [key for key in points[0] if all(key in found for found in points)]
-    return replace(rounds[0], points=tuple(_point([found[key] for found in points]) for key in common))
+    points, beside = (_merged([getattr(taken, name) for taken in rounds]) for name in ("points", "beside"))
+    return replace(rounds[0], points=points, beside=beside)
+
+
+def _merged(rounds: Sequence[tuple[Point, ...]]) -> tuple[Point, ...]:
+    points = [{point.key: point for point in taken} for taken in rounds]
+    return tuple(_point([found[key] for found in points]) for key in points[0] if all(key in found for found in points))
 
 
 def _point(found: Sequence[Point]) -> Point:

@@ -25,8 +25,6 @@ UNIFIED, BY_GROUP = Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpuacc
 PATIENCE_S = 120.0  # for an answer of a process
 QUIET = 0.12  # cores that others may keep busy during a run
 MOST_TRIES = 3
-NEIGHBOUR_STARTS_S = 8.0  # imports, and weights
-DECODED = 4  # steps of the neighbour for a prompt of its
 MOST_KEPT = 24  # modules with weights that a process keeps for the plans to come
 
 
@@ -148,37 +146,6 @@ def warm_devices(model: Path, shares: dict[str, float], link_bytes_per_s: float 
         yield devices
     finally:
         devices.close()
-
-
-@contextmanager
-def busy_neighbour(model: Path) -> Iterator[None]:
-    """A second process beside this one that prefills and decodes, four fifths of the time, as the other stages of a plan will."""
-    process = multiprocessing.get_context("spawn").Process(target=_decode_on, args=(str(model),), daemon=True)
-    process.start()
-    time.sleep(NEIGHBOUR_STARTS_S)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.join()
-
-
-def _decode_on(model: str) -> None:
-    import torch
-
-    from llmpq.frontend.models import resolve
-    from llmpq.precision import PRECISIONS
-    from llmpq.profiling.probe import Probe
-    from llmpq.profiling.profiler import subject_of
-
-    torch.set_num_threads(1)
-    probe = Probe(subject_of(resolve(model, weights=False), "cpu"), PRECISIONS["w8a8"])
-    while True:
-        start = time.perf_counter()
-        for _ in range(DECODED):
-            probe.pass_times(4, 1, 64)
-        probe.pass_times(1, 64, 64)
-        time.sleep((time.perf_counter() - start) / 4)
 
 
 def _cpu_s(pid: int) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
 @click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
+@click.option("--beside", is_flag=True, help="Also while another process computes, as stages on the CPU of one host do.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="The file; profile.json by default.")
 @output_options
 def command(
@@ -36,6 +37,7 @@ def command(
     device: str,
     speed: float,
     link: bool,
+    beside: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -49,7 +51,7 @@ def command(
     from llmpq.profiling.taking import take_profile
 
     path = out or Path("profile.json")
-    where: dict[str, Any] = {"engine": engine, "python": python, "device": device}
+    where: dict[str, Any] = {"engine": engine, "python": python, "device": device, "beside": beside}
     with progress("tracing") as advance:
         taken = take_profile(model, path, precisions, quick=quick, speed=speed, link=link, progress=advance, **where)
     profile = taken.profile
@@ -76,7 +78,7 @@ def _print(profile: "Profile", path: Path) -> None:
     for (decode, sequences, context), points in sorted(rows.items()):
         cells = [_cell(points[name].layers[0]) if name in points else "" for name in precisions]
         first = next(iter(points.values()))
-        ends = format_seconds(first.first.median_s + first.last.median_s)
+        ends = format_seconds(first.first.median_s + first.last.median_s + (first.rank.median_s if first.rank else 0.0))
         table.add_row("decode" if decode else "prefill", str(sequences), str(context), *cells, ends)
     console, (low, high) = stdout(), profile.band
     console.print(table)

@@ -1,5 +1,6 @@
 """Profile: what layers and ends of a model were measured to take on one machine, interpolated between the sizes measured."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -39,6 +40,7 @@ class Profile:
     link: between two processes of this machine, None where it was not measured
     message_cpu_s: of the own runtime, processor seconds that a stage's process spends on a step beside computing it, on the
     message that comes and the one that goes; 0 where that was not measured, or a card computes meanwhile
+    beside: points that were taken while another process of the host computed as a stage does; () where that was not measured
     """
 
     device_type: str
@@ -53,6 +55,7 @@ class Profile:
     engine: str = "local"
     format: str = PROFILE_FORMAT
     message_cpu_s: float = 0.0
+    beside: tuple[Point, ...] = ()
 
     def layer_s(self, device: Device, kind: LayerKind, precision: Precision, step: Step) -> float | None:
         """Seconds of one layer; None where the device, the kind, the precision or a phase of the step was not profiled."""
@@ -96,7 +99,18 @@ class Profile:
 
     def scaled(self, prefill: float, decode: float) -> "Profile":
         """Every time of a phase multiplied by that phase's factor."""
-        return replace(self, points=tuple(point.scaled(decode if point.is_decode else prefill) for point in self.points))
+        points, beside = (
+            tuple(point.scaled(decode if point.is_decode else prefill) for point in taken) for taken in (self.points, self.beside)
+        )
+        return replace(self, points=points, beside=beside)
+
+    def alone(self) -> "Profile":
+        """Of a device that nothing else of its host slows down."""
+        return replace(self, beside=())
+
+    def busy(self) -> "Profile":
+        """Of a device while another of its host computes too; itself where that was not measured."""
+        return replace(self, points=self.beside, beside=()) if self.beside else self
 
     @cached_property
     def band(self) -> tuple[float, float]:
@@ -120,6 +134,17 @@ class Profile:
     def _times(self) -> SeparatePasses | SharedSteps:
         tells_attention = all(point.attention for point in self.points)
         return SharedSteps(self.points) if self.points and tells_attention else SeparatePasses(self.points)
+
+
+def by_device(
+    profile: Profile | None, devices: tuple[Device, ...], cluster: tuple[Device, ...], at_once: bool
+) -> tuple[Profile | None, ...]:
+    """What each of these devices goes by. at_once: all of the cluster are at work, so that those of one host slow each other."""
+    hosts = Counter(device.host for device in cluster)
+    if profile is None or not profile.beside:
+        return (profile,) * len(devices)
+    alone, busy = profile.alone(), profile.busy()
+    return tuple(busy if at_once and hosts[device.host] > 1 else alone for device in devices)
 
 
 def profile_of_dtype(profile: Profile | None, compute_dtype: ComputeDtype) -> Profile | None:

@@ -9,7 +9,7 @@ from llmpq.costs.latency import embedding_latency_s, head_latency_s, latency_pro
 from llmpq.costs.memory import kv_cache_bytes, logits_bytes
 from llmpq.costs.op_latency import cache_s
 from llmpq.costs.part_times import measured_s, with_cache
-from llmpq.costs.profile import Profile, profile_of_dtype
+from llmpq.costs.profile import Profile, by_device, profile_of_dtype
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.step import step_of
 from llmpq.costs.transfers import sent_bytes
@@ -158,7 +158,14 @@ def derive_costs(
     def phase(sizes: Iterable[int], tokens: int, context: int, longest: int) -> tuple[PhaseCosts, ...]:
         return tuple(
             phase_costs(
-                graph, cluster.devices, precisions, (rows, tokens, context, longest), compute_dtype, engine, timed, profile
+                graph,
+                cluster.devices,
+                precisions,
+                (rows, tokens, context, longest),
+                compute_dtype,
+                engine,
+                timed,
+                by_device(profile, cluster.devices, cluster.devices, at_once=rows < workload.batch_size),
             )
             for rows in sorted(set(sizes), reverse=True)
         )
@@ -185,14 +192,16 @@ def phase_costs(
     compute_dtype: ComputeDtype,
     engine: str,
     timed: bool,
-    profile: Profile | None,
+    profiles: tuple[Profile | None, ...],
 ) -> PhaseCosts:
     """One phase at one size.
 
     shape: sequences, new tokens of each, context that time is charged for, longest context that memory must hold.
+    profiles: of each device, see `by_device`
     """
     rows, tokens, context, longest = shape
     step = step_of(rows, tokens, context)
+    known = dict(zip((device.name for device in devices), profiles, strict=True))
 
     def cell(kind: LayerKind, device: Device, option: LayerOption) -> float | None:
         if layer_support(engine, device.type, option, kind).level == "unsupported":
@@ -204,7 +213,7 @@ def phase_costs(
             return layer_latency_s(device, kind, option, rows, tokens, context, compute_dtype, engine)
 
         cache = cache_s(device, kind, engine, rows, tokens, context, compute_dtype)
-        if profile is None:
+        if (profile := known[device.name]) is None:
             return modelled(option) + cache
         found = measured_s(option, lambda precision: profile.layer_s(device, kind, precision, step), modelled)
         return modelled(option) + cache if found is None else with_cache(found, cache, option, modelled)
@@ -212,14 +221,16 @@ def phase_costs(
     def ends(device: Device) -> tuple[float, float]:
         if not timed:
             return 0.0, 0.0
-        measured = profile.ends_s(device, graph, step) if profile else None
-        if measured is not None:
-            return measured
+        profile = known[device.name]
+        found = profile.ends_s(device, graph, step) if profile else None
+        if found is not None:
+            return found
         return embedding_latency_s(device, graph, rows * tokens, compute_dtype), head_latency_s(
             device, graph, rows, compute_dtype
         )
 
     ends_s = tuple(ends(device) for device in devices)
+    measured = [(profile, device) for profile, device in zip(profiles, devices) if timed and profile]  # all devices, or none
     return PhaseCosts(
         micro_batch=rows,
         layer_s=tuple(tuple(tuple(cell(kind, device, p) for p in precisions) for device in devices) for kind in graph.kinds),
@@ -230,6 +241,6 @@ def phase_costs(
         if engine == "local"
         else bounded_activations(graph, len(devices), len(precisions), (rows, tokens, longest)),
         logits_bytes=logits_bytes(graph, rows),
-        stage_s=tuple(profile.stage_s(device, graph, step) for device in devices) if timed and profile else (),
-        message_s=tuple(profile.message_s(device, graph, step) for device in devices) if timed and profile else (),
+        stage_s=tuple(profile.stage_s(device, graph, step) for profile, device in measured),
+        message_s=tuple(profile.message_s(device, graph, step) for profile, device in measured),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from llmpq.costs import CostTable, PhaseCosts
 from llmpq.costs.kv_blocks import page_size
 from llmpq.costs.memory import kv_cache_bytes
-from llmpq.costs.profile import profile_of_dtype
+from llmpq.costs.profile import by_device, profile_of_dtype
 from llmpq.costs.shard import ranks_of, shard
 from llmpq.costs.table import micro_batch_sizes, most_rows_of, phase_costs
 from llmpq.graph import LayerGraph
@@ -75,7 +75,7 @@ class Shares:
     def _phase(self, shape: Shape) -> PhaseCosts:
         if shape not in self.phases:
             request, dtype = self.program.request, self.program.require("compute_dtype")
-            profile = profile_of_dtype(request.profile, dtype)
-            asked = (self.part, request.cluster.devices, request.precisions, shape, dtype, request.engine, True, profile)
-            self.phases[shape] = phase_costs(*asked)
+            devices, profile = request.cluster.devices, profile_of_dtype(request.profile, dtype)
+            profiles = by_device(profile, devices, devices, at_once=True)
+            self.phases[shape] = phase_costs(self.part, devices, request.precisions, shape, dtype, request.engine, True, profiles)
         return self.phases[shape]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llmpq.costs import PhaseCosts
-from llmpq.costs.profile import Profile, profile_of_dtype
+from llmpq.costs.profile import Profile, by_device, profile_of_dtype
 from llmpq.costs.serving import mean_step_costs
 from llmpq.costs.shard import shard
 from llmpq.costs.table import phase_costs
@@ -40,7 +40,16 @@ def stage_seconds(plan: Plan, graph: LayerGraph, profile: Profile | None = None)
         step = mean_step_costs(graph, devices, workload, precisions, plan.compute_dtype, plan.engine, rows, profile)
         return StageSeconds((), (), _stages(plan, graph, precisions, step), (*_forward(plan, step), _return_s(plan, step)))
     prefill, decode = (
-        phase_costs(part, devices, precisions, shape, plan.compute_dtype, plan.engine, True, profile)
+        phase_costs(
+            part,
+            devices,
+            precisions,
+            shape,
+            plan.compute_dtype,
+            plan.engine,
+            True,
+            by_device(profile, devices, plan.cluster.devices, at_once=shape[0] < workload.batch_size),
+        )
         for shape in _shapes(plan, workload)
     )
     return StageSeconds(

@@ -62,6 +62,18 @@ def profile_model(
     if with_link and not profile.message_cpu_s and subject.device.type == "cpu":  # a card computes while messages pass
         profile = replace(profile, message_cpu_s=measure_message(subject.graph.hidden_size))
         keep(profile)
+    return measure_points(profile, subject, precisions, extent, keep, progress)
+
+
+def measure_points(
+    profile: Profile,
+    subject: Subject,
+    precisions: Sequence[Precision],
+    extent: Extent,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> Profile:
+    """The profile with the points of the grid that it lacked, at the precisions that the device can run."""
     usable = [p for p in precisions if any(can_have(subject, kind, p) for kind in range(len(subject.graph.kinds)))]
     positions = subject.graph.max_positions
     return measure(profile, usable, positions, extent, lambda precision: Probe(subject, precision), keep, progress)
@@ -96,14 +108,15 @@ def continued(fresh: Profile, begun: Profile | None) -> Profile:
     from `first` are measured again."""
     if begun is None:
         return fresh
-    if replace(begun, points=(), link=None, message_cpu_s=0.0) != fresh:
+    if replace(begun, points=(), beside=(), link=None, message_cpu_s=0.0) != fresh:
         differing = ("engine", "device_type", "speed", "compute_dtype", "kinds", "ends", "machine", "model", "format")
         found = next(name for name in differing if getattr(begun, name) != getattr(fresh, name))
         raise InputError(
             f"the profile that was begun has another {found.replace('_', ' ')}: {getattr(begun, found)}, "
             f"not {getattr(fresh, found)}; name another file with -o"
         )
-    return replace(begun, points=tuple(point for point in begun.points if point.rank is not None))
+    points, beside = (tuple(point for point in taken if point.rank is not None) for taken in (begun.points, begun.beside))
+    return replace(begun, points=points, beside=beside)
 
 
 def _type_name(device: str) -> str:

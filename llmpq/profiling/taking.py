@@ -10,6 +10,7 @@ from llmpq.errors import InputError
 from llmpq.frontend.models import read_utf8, resolve
 from llmpq.precision import parse_precisions
 from llmpq.profiling.measure import Progress
+from llmpq.profiling.neighbour import measure_beside
 from llmpq.profiling.profile_file import write_profile
 from llmpq.profiling.profiler import profile_model, subject_of
 from llmpq.profiling.sizes import FULL, QUICK, VLLM_FULL, VLLM_QUICK
@@ -36,11 +37,19 @@ def take_profile(
     device: str = "cpu",
     speed: float = 1.0,
     link: bool = True,
+    beside: bool = False,
     progress: Progress | None = None,
 ) -> Taken:
-    """engine: local, or vllm in the interpreter `python`. Raises InputError for another, and for what it cannot measure."""
+    """engine: local, or vllm in the interpreter `python`; beside: also while another process of this machine computes.
+
+    Raises InputError for another engine, and for what it cannot measure.
+    """
     begun = loads(Profile, read_utf8(path, "profile"), str(path)) if path.exists() else None
     source, chosen, keep = resolve(model, weights=False), parse_precisions(precisions), partial(write_profile, path)
+    if beside and (engine, device) != ("local", "cpu"):
+        raise InputError("--beside is measured on the CPU, for the own runtime; leave it out, or --engine and --device")
+    if beside and not isinstance(model, str | Path):
+        raise InputError("beside: another process loads the model too; name it, or save it in a directory")
     if engine == "vllm":
         if device != "cpu":
             raise InputError(f"--device {device}: in vLLM the CPU alone is measured so far; leave --device out")
@@ -51,6 +60,9 @@ def take_profile(
         raise InputError(f"engine {engine!r} is not measured; known are local, vllm")
     extent, subject = QUICK if quick else FULL, subject_of(source, device)
     found = profile_model(subject, chosen, extent, keep, begun, speed, link, progress)
+    if beside:
+        found = measure_beside(found, subject, chosen, extent, str(model), keep, progress)
     names = {precision.name for precision in chosen}
     wanted = len(extent.sizes(subject.graph.max_positions)) * len(names)
-    return Taken(found, max(0, wanted - sum(point.precision in names for point in found.points)))
+    sets = (found.points, found.beside) if beside else (found.points,)
+    return Taken(found, sum(max(0, wanted - sum(point.precision in names for point in taken)) for taken in sets))
