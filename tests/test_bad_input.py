@@ -39,6 +39,11 @@ WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a model's file": (("plan", str(ROOT / "README.md"), *C), ("README.md' is a file, expected the directory", "give '")),
     "a profile of another kind": ((*PLAN, "--profile", str(CLUSTER)), ("not JSON", "`llmpq profile MODEL -o FILE` writes")),
     "an output that is taken": (("compile", "demo", *C, "-o", str(ROOT / "docs")), ("docs: exists and is not a directory that",)),
+    "serve of nothing": (("serve", "none"), ("none: is not a compiled model; `llmpq compile MODEL",)),
+    "export of nothing": (
+        ("export", "none", "--to", "vllm", "-o", "x"),
+        ("none: is not a compiled model; `llmpq compile MODEL",),
+    ),
     "validate of nothing": (("validate", "none"), ("none: is not a compiled model; `llmpq compile MODEL",)),
     "endless quality": ((*PLAN, "--max-ppl-increase", "inf"), ("--max-ppl-increase is inf; it must be a finite number",)),
     "negative size": ((*PLAN, "--batch-size", "-8"), ("workload: batch_size is -8; it must be at least 1",)),

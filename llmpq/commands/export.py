@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.commands import completions
 from llmpq.commands.output import is_quiet, output_options, print_json, progress, stdout
 from llmpq.errors import InputError
@@ -31,10 +32,13 @@ def command(out: Path, engine: str, directory: Path, check: bool, python: str | 
     target = find_target(engine)
     if check and engine != "vllm":
         raise InputError(f"--check runs vLLM; of an export to {engine} nothing is run: leave --check out")
-    from llmpq.compiled import load
     from llmpq.replicated import export_replicas, is_replicated
 
     several = is_replicated(out)
+    if not several:
+        require_output(out)
+    from llmpq.compiled import load
+
     if several and check:
         raise InputError(f"--check serves one model; {out} holds replicas: export and check each, such as {out}/replica-0")
     with progress("exporting"):

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+from llmpq.checkpoint.output_directory import require_output
 from llmpq.commands.output import is_quiet, print_json, quiet_option
 from llmpq.errors import BackendError, InputError
 
@@ -98,13 +99,15 @@ def _log(name: str) -> Callable[[str], None]:
 @contextmanager
 def _export_of(out: Path) -> Iterator[tuple[Path, Path]]:
     """(export, weights): OUT itself if it is an export, else one in a temporary directory."""
-    from llmpq.compiled import load
     from llmpq.export.target import WEIGHTS
     from llmpq.export.vllm import SETTINGS_FILE
 
     if (out / SETTINGS_FILE).is_file():
         yield out, out / WEIGHTS
         return
+    require_output(out)
+    from llmpq.compiled import load
+
     compiled = load(out)
     with TemporaryDirectory(prefix="llmpq-serve-") as temporary:
         directory = Path(temporary) / "export"
