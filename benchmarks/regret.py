@@ -207,7 +207,7 @@ def main(context: click.Context, work: Path) -> None:
 
 
 @main.command()
-@click.option("--seconds", default=60.0, show_default=True, help="Of each round, alone and as many beside a neighbour.")
+@click.option("--seconds", default=100.0, show_default=True, help="Of each round, alone and as many beside a neighbour.")
 @click.pass_obj
 def profile(work: Path, seconds: float) -> None:
     """Measure this machine, alone."""

@@ -13,6 +13,7 @@ from llmpq.costs.interpolation import along, interpolate
 from llmpq.costs.point import Point, Timing
 from llmpq.costs.profile import Machine, Profile, ends_digest, kind_digest
 from llmpq.costs.step import step_of
+from llmpq.costs.step_times import prompts_s
 from llmpq.hardware.cluster import Cluster
 from llmpq.hardware.link import Link
 from llmpq.precision import PRECISIONS, parse_precisions
@@ -82,6 +83,19 @@ def test_a_grid_without_its_large_corner_is_continued_along_the_lengths_first() 
     grid = {1: {16: 16.0, 64: 64.0, 256: 256.0}, 16: {16: 256.0, 64: 1024.0}, 32: {16: 1e9}}
     assert interpolate(grid, 16, 256) == pytest.approx(4096.0)
     assert interpolate(grid, 4, 128) == pytest.approx(512.0)
+
+
+def test_sequences_measured_at_one_length_grow_with_it_as_those_measured_at_several() -> None:
+    grid = {1: {16: 1.0, 64: 4.0}, 4: {16: 4.0}}
+    assert interpolate(grid, 4, 64) == pytest.approx(16.0)
+    assert interpolate(grid, 1, 64) == pytest.approx(4.0)
+
+
+def test_prompts_measured_at_one_length_go_by_the_tokens_of_all() -> None:
+    grid = {1: {16: 1.0}, 4: {16: 4.0}}
+    assert prompts_s(grid, 1, 64) == pytest.approx(4.0)
+    assert prompts_s(grid, 4, 64) == pytest.approx(16.0)
+    assert prompts_s(grid, 0.5, 64) == pytest.approx(2.0)
 
 
 def test_a_device_of_half_the_speed_takes_twice_as_long() -> None:

@@ -12,9 +12,20 @@ Grid = Mapping[int, Lengths]  # by sequences
 
 
 def interpolate(grid: Grid, rows: float, length: float) -> float:
-    """Seconds at a size: along the lengths of every measured number of sequences, then between those."""
-    wide = {count: lengths for count, lengths in grid.items() if len(lengths) > 1} or grid
-    return along({count: along(lengths, length) for count, lengths in wide.items()}, rows)
+    """Seconds at a size: along the lengths of every measured number of sequences, then between those.
+
+    A number of sequences that was measured at one length grows with the length as the nearest that was measured at several.
+    """
+    wide = {count: lengths for count, lengths in grid.items() if len(lengths) > 1}
+
+    def seconds(count: int) -> float:
+        if count in wide or not wide:
+            return along(grid[count], length)
+        like = wide[min(wide, key=lambda other: abs(log(other / count)))]
+        ((known, found),) = grid[count].items()
+        return found * along(like, length) / along(like, known)
+
+    return along({count: seconds(count) for count in grid}, rows)
 
 
 def along(points: Lengths, x: float) -> float:

@@ -186,8 +186,13 @@ def _both(step: Step, decode: Grid | None, prefill: Grid | None) -> float | None
 
 
 def prompts_s(grid: Grid, prompts: float, length: float) -> float:
-    """Seconds of so many prompts of that length; less than one is that part of one."""
-    return min(prompts, 1.0) * interpolate(grid, max(prompts, 1.0), length)
+    """Seconds of so many prompts of that length; less than one is that part of one. Measured at one length alone, they go by the
+    tokens of all of them."""
+    part, several = min(prompts, 1.0), max(prompts, 1.0)
+    if len({known for line in grid.values() for known in line}) > 1:
+        return part * interpolate(grid, several, length)
+    by_tokens = {count * known: seconds for count, line in grid.items() for known, seconds in line.items()}
+    return part * along(by_tokens, several * length)
 
 
 def line_of(pairs: Iterable[tuple[int, float]]) -> Lengths:
