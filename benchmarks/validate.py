@@ -3,10 +3,12 @@
 python benchmarks/validate.py [--model demo] [--rounds 3] [--seconds 170] [--json FILE]     again until all cells are there
 python benchmarks/validate.py --model random-2048x16-32k            16 layers of hidden size 2048, random weights that no disk has
 python benchmarks/validate.py --model random-2048x16-32k --memory   bytes alone, which need no quiet machine and no profile
+python benchmarks/validate.py --memory --without-kernels            the same on a machine without a C compiler, as it is made one
 """
 
 import gc
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,7 @@ from llmpq.profiling.random_weights import fill
 from llmpq.profiling.sizes import QUICK, Extent
 from llmpq.profiling.validation import Comparison, compare, validate
 from llmpq.program import Program, Request
+from llmpq.quantization.packed_kernels import packed_kernels
 from llmpq.workload import Batch
 
 MEASURED = "16,w8a8,w8a16,w4a16"
@@ -179,9 +182,12 @@ def show(result: Json) -> None:
 @click.option("--precisions", default="16,w8a8,w4a16", show_default=True, help="Uniform precisions.")
 @click.option("--seconds", default=170.0, show_default=True, help="No cell is begun after so many.")
 @click.option("--memory", is_flag=True, help="Bytes alone, in one round.")
+@click.option("--without-kernels", is_flag=True, help="As where there is no C compiler and nothing in the cache.")
 @click.option("--work", type=click.Path(path_type=Path), default=WORK, help="Folder of the profile.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="[default: benchmarks/results/validate[-MODEL].json]")
-def main(model: str, rounds: int, precisions: str, seconds: float, memory: bool, work: Path, path: Path | None) -> None:
+def main(
+    model: str, rounds: int, precisions: str, seconds: float, memory: bool, without_kernels: bool, work: Path, path: Path | None
+) -> None:
     """Profile, then compare as many cells as the seconds allow; what the JSON file has is not measured again."""
     deadline = time.monotonic() + seconds
     torch.set_num_threads(1)
@@ -192,10 +198,13 @@ def main(model: str, rounds: int, precisions: str, seconds: float, memory: bool,
     if is_random:
         random_llama(LARGE).save_pretrained(folder / "model")
     name = "validate" + ("" if model == "demo" else f"-{model}") + ("-memory" if memory else "")
+    if without_kernels:
+        name += "-without-kernels"
+        os.environ |= {"PATH": "", "LLMPQ_CACHE": str(folder / "cache")}
     path = path or RESULTS / f"{name}.json"
     subject = subject_of(resolve(source, weights=False), "cpu")
     result: Json = json.loads(path.read_text()) if path.exists() else {"cells": {}}
-    result |= {"machine": machine(), "model": model, "rounds": 1 if memory else rounds}
+    result |= {"machine": machine(), "model": model, "rounds": 1 if memory else rounds, "kernels": packed_kernels() is not None}
     file = None if memory else folder / "profile.json"
     if file is not None:
         result["band"] = profiled(subject, file, LONG if is_random else QUICK).band

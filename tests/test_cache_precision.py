@@ -28,6 +28,7 @@ from llmpq.profiling.probe import lowered
 from llmpq.profiling.profiler import subject_of
 from llmpq.profiling.random_weights import fill
 from llmpq.program import Program
+from llmpq.quantization.quantized_linear import forget_scratch
 from llmpq.runtime.batching import Row, Step
 from llmpq.runtime.stage import Stage
 from llmpq.runtime.timeline import Action
@@ -171,6 +172,7 @@ def test_a_stage_holds_no_more_than_predicted_with_rounded_caches_and_fp8_weight
     fill(module, torch.bfloat16, torch.device("cpu"))
     attention = {layer: graph.kind_of(layer).attention for layer in range(graph.num_layers)}
     stage = Stage(module.eval().requires_grad_(False), attention, torch.bfloat16)
+    forget_scratch()
     with LiveTensors(module.state_dict(keep_vars=True).values()) as meter:
         stage.reserve(4, 151)
         for phase, length, tokens in (("P", 150, 150), ("D", 151, 1)):

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Program, set[str]]] = {
     "a batch too large": (on(workload=Batch(64, 32, 16)), {"batch_size", "memory"}),
     "prompts too long": (on(workload=Batch(4, 900, 16)), {"prompt_len", "memory"}),
     "generations too long": (on(workload=Batch(4, 32, 900)), {"gen_len", "memory"}),
-    "a cache that is a little too large": (on(workload=Batch(4, 115, 16)), {"cache", "memory"}),
+    "a cache that is a little too large": (on(workload=Batch(4, 106, 16)), {"cache", "memory"}),
     "16 bits do not fit": (on(two_cpus("900 KiB", "900 KiB"), precisions="16"), {"precisions", "memory", "device"}),
     "a budget that memory breaks": (on(two_cpus("900 KiB", "900 KiB"), target=STRICT), {"budget", "memory"}),
     "a budget below every precision": (on(two_cpus(), precisions="w4a16", target=STRICT), {"budget", "precisions"}),

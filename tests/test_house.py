@@ -12,7 +12,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ("errors", "units", "suggest", "bundled", "versions", "precision", "layer_option", "graph", "workload", "hardware"), 0
     ),
-    **dict.fromkeys(("fix", "cache", "native", "op_graph", "op_facts"), 0),
+    **dict.fromkeys(("fix", "cache", "native", "pieces", "op_graph", "op_facts"), 0),
     **dict.fromkeys(("plan", "serialize", "sensitivity", "costs", "solver", "simulation", "planning", "program", "options"), 1),
     **dict.fromkeys(("answers", "verify", "printing", "evaluation", "generation", "store", "quality_check"), 1),
     **dict.fromkeys(("pipeline_text", "passmanager", "comparison", "pipelines", "backend", "fx", "quantization", "fused"), 2),

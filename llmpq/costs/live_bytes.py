@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from llmpq.graph import FLOAT_BYTES, Attention, LayerGraph, LayerKind, Linear
 from llmpq.layer_option import LayerOption
 from llmpq.op_graph import Heads, Op, Size
+from llmpq.pieces import panel_rows, piece_rows, product_tokens
 from llmpq.precision import SMALLEST_GROUP, Precision
 
 WIDE = 4  # bytes of an element in fp32
@@ -16,6 +17,7 @@ CODE = 1  # bytes of an activation rounded to 8 bits
 MASK_BYTES = 1
 PADDING_BYTES = 10  # of a position of sequences that are not all as long: int64 and twice a bool
 SCALE_BYTES = 12  # of an output of a linear that rounds activations: its scale in fp32, and a zero point, int64
+WIDENING = 10  # of an element that becomes fp32 and something else again: twice in fp32, and in 16 bits
 SCORE = 3 * FLOAT_BYTES + WIDE  # of a query and a key: the score, that with the mask, its softmax in fp32, and that rounded
 INDEX_BYTES = 16  # of a token: its id and its position, int64
 ROUTE_BYTES = 144  # of a token and an expert that works on it: where it goes, its weight, where it came from
@@ -40,7 +42,7 @@ def stage_bytes(
     in_place: see `weight_bytes`; other stages than the first keep what they got
     """
     distinct = tuple(dict.fromkeys(layers))
-    inside = max(layer_bytes(graph, kind, shape, option) for kind, option in distinct)
+    inside = max(layer_bytes(graph, kind, shape, option, in_place) for kind, option in distinct)
     weight = max(weight_bytes(graph, kind, shape, option, in_place) for kind, option in distinct)
     return inside + weight + (0 if is_first else received_bytes(graph, shape))
 
@@ -51,17 +53,17 @@ def received_bytes(graph: LayerGraph, shape: Shape) -> int:
     return rows * tokens * graph.hidden_size * FLOAT_BYTES
 
 
-def layer_bytes(graph: LayerGraph, kind: LayerKind, shape: Shape, option: LayerOption) -> int:
+def layer_bytes(graph: LayerGraph, kind: LayerKind, shape: Shape, option: LayerOption, in_place: bool) -> int:
     """Bytes inside one layer at the option, what it is given included, no weight unpacked."""
     rows, tokens, _ = shape
     hidden, new = FLOAT_BYTES * graph.hidden_size, rows * tokens
     queries, keys = _projected(kind)
     attends = [linear for linear in kind.linears if linear.part == "attention"]
-    rotated = max(ROTATED * queries, _widest(attends, option), _rounding(kind.attention))
+    rotated = max(ROTATED * queries, _widest(attends, option, in_place), _rounding(kind.attention))
     inside = max(
         new * (2 * hidden + 2 * WIDE * graph.hidden_size),  # a norm computes in fp32
-        new * (2 * hidden + 2 * (queries + keys) + rotated) + _of_context(kind, shape, option),
-        new * (hidden + _mlp_bytes(kind, option, hidden)),
+        new * (2 * hidden + 2 * (queries + keys) + rotated) + _of_context(kind, shape, option, in_place),
+        new * (hidden + _mlp_bytes(kind, option, hidden, in_place)),
     )
     return inside + 2 * new * hidden + _shared_bytes(graph, shape)
 
@@ -84,7 +86,7 @@ def _projected(kind: LayerKind) -> tuple[int, int]:
     return FLOAT_BYTES * queries, FLOAT_BYTES * max(heads.num_kv_heads * (heads.head_dim + heads.value_dim) for heads in found)
 
 
-def _of_context(kind: LayerKind, shape: Shape, option: LayerOption) -> int:
+def _of_context(kind: LayerKind, shape: Shape, option: LayerOption, in_place: bool) -> int:
     """What grows with the positions that are seen: a rounded cache as attention sees it, latent keys and values expanded, and
     where attention is no kernel of its own the scores, their softmax in fp32, and keys and values repeated for every head."""
     rows, tokens, context = shape
@@ -93,7 +95,7 @@ def _of_context(kind: LayerKind, shape: Shape, option: LayerOption) -> int:
     written_out = [op.heads for op in kind.ops.ops if op.heads is not None and "_softmax" in op.detail]
     scores = sum(heads.num_heads * (tokens * SCORE + FLOAT_BYTES * (heads.head_dim + heads.value_dim)) for heads in written_out)
     cached = 0 if kind.attention.cached_at == "16" else _projected(kind)[1]
-    return rows * context * (cached + expanded + _widest(expanding, option) + scores)
+    return rows * context * (cached + expanded + _widest(expanding, option, in_place) + scores)
 
 
 def _rounding(attention: Attention) -> int:
@@ -114,7 +116,7 @@ def _expands(kind: LayerKind, linear: Linear) -> bool:
     return any(_per_position(op) for op in kind.ops.ops if op.weights and op.weights[0].name == f"{linear.name}.weight")
 
 
-def _mlp_bytes(kind: LayerKind, option: LayerOption, hidden: int) -> int:
+def _mlp_bytes(kind: LayerKind, option: LayerOption, hidden: int, in_place: bool) -> int:
     """Of a token: every output that is not the last, and what the activation function makes of one; or a linear at work; and
     what is gathered for experts, and goes back."""
     linears = [linear for linear in kind.linears if linear.part == "mlp"]
@@ -126,7 +128,7 @@ def _mlp_bytes(kind: LayerKind, option: LayerOption, hidden: int) -> int:
     last = max((FLOAT_BYTES * linear.in_features * linear.active_experts for linear in linears), default=0)
     experts = (linear for linear in linears if linear.experts > 1)
     routed = (linear.active_experts * (2 * hidden + ROUTE_BYTES + ID_BYTES * linear.experts) for linear in experts)
-    return max(routed, default=0) + max(made, last + _widest(linears, option))
+    return max(routed, default=0) + max(made, last + _widest(linears, option, in_place))
 
 
 def _has_chain(kind: LayerKind) -> bool:
@@ -135,15 +137,18 @@ def _has_chain(kind: LayerKind) -> bool:
     return any(len(chain) >= CHAINED and not _ACTIVATION.isdisjoint(chain) for chain in chains)
 
 
-def _widest(linears: Iterable[Linear], option: LayerOption) -> int:
+def _widest(linears: Iterable[Linear], option: LayerOption, in_place: bool) -> int:
     """Of a token: what a linear needs beside its input and its output, the most of these."""
-    return max((_beside(linear, option.of(linear.part)) for linear in linears), default=0)
+    return max((_beside(linear, option.of(linear.part), in_place) for linear in linears), default=0)
 
 
-def _beside(linear: Linear, precision: Precision) -> int:
-    """Activations that are rounded: wide, divided, and as codes; then the product, wide, with the output that it becomes."""
+def _beside(linear: Linear, precision: Precision, in_place: bool) -> int:
+    """Activations as they were rounded, and the output; on cards wide, divided, and as codes; then the product, wide, with the
+    output that it becomes."""
     if precision.activation_bits >= 16 or not linear.is_quantizable:
         return 0
+    if in_place:
+        return linear.active_experts * FLOAT_BYTES * (linear.in_features + linear.out_features)
     rounding = (2 * WIDE + CODE) * linear.in_features
     product = (WIDE + CODE) * linear.in_features + (WIDE + FLOAT_BYTES) * linear.out_features
     return linear.active_experts * max(rounding, product)
@@ -152,27 +157,40 @@ def _beside(linear: Linear, precision: Precision) -> int:
 def weight_bytes(graph: LayerGraph, kind: LayerKind, shape: Shape, option: LayerOption, in_place: bool) -> int:
     """By how much more a layer needs for the weights that a linear makes of its codes, one linear at a time.
 
-    in_place: integers are unpacked into the buffer that the packed kernels of CPUs keep, and not at all where activations are
-    rounded, too; else every weight that is multiplied is widened first, and goes when its product is there
+    in_place: on CPUs a part of it is unpacked or widened at a time (llmpq.pieces); the kernels of some need less, of none more.
+    Else every weight that is multiplied is widened first, and goes when its product is there
     """
     rows, tokens, context = shape
-    kept, around = 0, 0
+    kept, beside, around = 0, 0, 0
     for linear in kind.linears:
         precision = option.of(linear.part)
         if not linear.is_quantizable or not precision.is_quantized:
             continue
-        if in_place and precision.kind == "int":
-            kept = max(kept, _kept(linear, precision))
+        positions = rows * (context if _expands(kind, linear) else tokens)
+        if in_place:
+            kept = max(kept, FLOAT_BYTES * _panel(linear) * linear.in_features)
+            beside = max(beside, _beside_panel(linear, precision, positions))
         else:
-            positions = rows * (context if _expands(kind, linear) else tokens)
             around = max(around, _passing(linear, precision, positions) + _at_work(graph, linear, positions))
-    return max(kept, around + _shared_bytes(graph, shape) - layer_bytes(graph, kind, shape, option) if around else 0)
+    return max(
+        kept + beside, around + _shared_bytes(graph, shape) - layer_bytes(graph, kind, shape, option, in_place) if around else 0
+    )
 
 
-def _kept(linear: Linear, precision: Precision) -> int:
-    """What the kernels of CPUs keep of a weight, or of its scales."""
-    rows = linear.out_features // max(1, len(linear.pieces))
-    return SCALE_BYTES * rows if precision.activation_bits < 16 else FLOAT_BYTES * linear.in_features * rows
+def _panel(linear: Linear) -> int:
+    """Rows of a weight, or of one of its pieces, that are in the buffer that a stage keeps."""
+    return panel_rows(linear.out_features // max(1, len(linear.pieces)), linear.in_features)
+
+
+def _beside_panel(linear: Linear, precision: Precision, positions: int) -> int:
+    """The product of the panel where the weight has more rows, or what is wide meanwhile."""
+    rows, panel = linear.out_features // max(1, len(linear.pieces)), _panel(linear)
+    product = FLOAT_BYTES * positions * panel if panel < rows else 0
+    widened = [piece_rows(panel, linear.in_features)]
+    if precision.activation_bits < 16:
+        widened.append(piece_rows(positions, linear.in_features))
+        product = max(product, (WIDE * min(positions, product_tokens(rows)) + SCALE_BYTES) * rows)
+    return max(product, WIDENING * max(widened) * linear.in_features)
 
 
 def _at_work(graph: LayerGraph, linear: Linear, positions: int) -> int:

@@ -30,7 +30,7 @@ def option_sets(program: Program, prefill_micro_batch: int, decode_micro_batch: 
 
 def _needs(phases: tuple[PhaseCosts, ...], option: int) -> tuple[int, int]:
     """Of layers at the option on any device: inside one, and for its largest weight while it is multiplied."""
-    inside = max(row[option] + phase.activations.received for phase in phases for row in phase.activations.layer)
+    inside = max(row[option] + phase.activations.received for phase in phases for rows in phase.activations.layer for row in rows)
     return inside, max(row[option] for phase in phases for rows in phase.activations.unpacked for row in rows)
 
 

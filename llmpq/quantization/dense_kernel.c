@@ -4,10 +4,9 @@
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
-#define INLINE static inline __attribute__((always_inline))
+#include "pairs.h"
 
-enum { LANES = 16, MOST_BLOCKS = 4, MOST_TOKENS = 6, FEW_ROWS = 4, FEW_TOKENS = 4 };
+enum { FEW_ROWS = 4, FEW_TOKENS = 4 };
 
 int has_bfloat16(void) { return 1; }
 
@@ -36,57 +35,29 @@ void arrange_pairs(const uint32_t *weight, uint32_t *packed, int64_t rows, int64
 
 typedef struct {
     const uint32_t *packed, *x; /* x: [tokens][pairs] */
-    const uint16_t *bias;       /* NULL for none */
-    uint16_t *y;                /* [tokens][rows] */
-    int64_t rows, pairs, tokens;
+    output_t out;
+    int64_t pairs, tokens;
 } product_t;
 
-INLINE void put(const product_t *p, int64_t token, int64_t row, __m512 sum) {
-    int64_t left = p->rows - row;
-    __mmask16 in = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-    if (p->bias) {
-        __m512i bias = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, p->bias + row)), 16);
-        sum = _mm512_add_ps(sum, _mm512_castsi512_ps(bias));
-    }
-    __m512i bits = _mm512_castps_si512(sum), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    _mm256_mask_storeu_epi16(p->y + token * p->rows + row, in, _mm512_cvtepi32_epi16(bits));
-}
-
 INLINE void tile(const product_t *p, int64_t block, int64_t token, int blocks, int together) {
-    const uint32_t *packed = p->packed + block * p->pairs * LANES, *x = p->x + token * p->pairs;
-    __m512 sum[MOST_BLOCKS][MOST_TOKENS];
+    __m512 sum[MOST_BLOCKS][TOGETHER];
     for (int b = 0; b < blocks; b++)
         for (int t = 0; t < together; t++) sum[b][t] = _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < p->pairs; pair++) {
-        __m512bh w[MOST_BLOCKS];
-        for (int b = 0; b < blocks; b++) w[b] = (__m512bh)_mm512_loadu_si512(packed + (b * p->pairs + pair) * LANES);
-        for (int t = 0; t < together; t++) {
-            __m512bh same = (__m512bh)_mm512_set1_epi32((int)x[t * p->pairs + pair]);
-            for (int b = 0; b < blocks; b++) sum[b][t] = _mm512_dpbf16_ps(sum[b][t], w[b], same);
-        }
-    }
+    add_tile(p->packed + block * p->pairs * LANES, p->pairs, p->x + token * p->pairs, p->pairs, blocks, together, sum);
     for (int b = 0; b < blocks; b++)
-        for (int t = 0; t < together; t++) put(p, token + t, (block + b) * LANES, sum[b][t]);
+        for (int t = 0; t < together; t++) put(&p->out, token + t, (block + b) * LANES, sum[b][t]);
 }
 
-/* Every number of tokens at a time is compiled apart, so that sums stay in registers. */
 INLINE void panel(const product_t *p, int64_t block, int blocks) {
-    int64_t token = 0;
-    for (; token + MOST_TOKENS <= p->tokens; token += MOST_TOKENS) tile(p, block, token, blocks, MOST_TOKENS);
-    switch (p->tokens - token) {
-    case 1: tile(p, block, token, blocks, 1); break;
-    case 2: tile(p, block, token, blocks, 2); break;
-    case 3: tile(p, block, token, blocks, 3); break;
-    case 4: tile(p, block, token, blocks, 4); break;
-    case 5: tile(p, block, token, blocks, 5); break;
-    }
+#define TILE(token, together) tile(p, block, token, blocks, together)
+    TILES(p->tokens, TILE);
+#undef TILE
 }
 
 /* Rows from the block that begins at or after `first` to the one at or after `last`; neighbouring ranges share nothing. */
 void packed_product(const uint32_t *packed, const uint32_t *x, const uint16_t *bias, uint16_t *y, int64_t rows, int64_t columns,
                     int64_t tokens, int64_t first, int64_t last) {
-    product_t p = {packed, x, bias, y, rows, columns / 2, tokens};
+    product_t p = {packed, x, {bias, y, rows}, columns / 2, tokens};
     int64_t block = (first + LANES - 1) / LANES, end = (last + LANES - 1) / LANES;
     for (; block + MOST_BLOCKS <= end; block += MOST_BLOCKS) panel(&p, block, MOST_BLOCKS);
     for (; block < end; block++) panel(&p, block, 1);

@@ -6,7 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmpq.quantization.rounding import activation_codes
+from llmpq.pieces import product_tokens
+from llmpq.quantization.rounding import codes_by_pieces
 from llmpq.quantization.vnni_kernel import vnni_kernel
 
 ZERO_POINT = 128  # oneDNN's fast products take unsigned activations
@@ -35,15 +36,18 @@ class OneDnnKernel:
         return packed
 
     def product(self, x: Tensor, prepacked: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        rounded, step = activation_codes(x)
-        codes = rounded.add_(ZERO_POINT).to(torch.uint8)
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        step, together = codes_by_pieces(x, codes, ZERO_POINT), product_tokens(len(scale))
         weight_scale = scale.flatten().to(torch.float32)
         none = torch.zeros(len(weight_scale), dtype=torch.int64)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, ZERO_POINT, prepacked, weight_scale, none, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        y = y.mul_(step)
-        return (y if bias is None else y.add_(bias)).to(x.dtype)
+        y = x.new_empty(len(x), len(scale))
+        for some, of_some, to in zip(torch.split(codes, together), torch.split(step, together), torch.split(y, together)):
+            wide: Tensor = torch.ops.onednn.qlinear_pointwise(
+                some, 1.0, ZERO_POINT, prepacked, weight_scale, none, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            wide = wide.mul_(of_some)
+            to.copy_(wide if bias is None else wide.add_(bias))
+        return y
 
 
 def is_available() -> bool:

@@ -6,8 +6,8 @@
    b = 4: all even columns, then all odd ones; b = 3: columns 0 and 1 of every eight, then 2 and 3, and so on. */
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
-#include <immintrin.h>
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VBMI__)
+#include "pairs.h"
 #define VECTORS 1
 #endif
 
@@ -143,8 +143,6 @@ int vector_columns(int bits) {
 }
 
 #ifdef VECTORS
-#define INLINE static inline __attribute__((always_inline))
-
 INLINE __m512 floats_at(const uint8_t *codes) {
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(128)));
@@ -283,27 +281,76 @@ INLINE void transpose(__m512i *row) {
     memcpy(row, t, sizeof t);
 }
 
-INLINE void blocks_of(const uint8_t *packed, const uint16_t *scale, int half, uint32_t *out, int64_t columns, int64_t group, int bits,
-                      int64_t row_bytes, int64_t rows, int64_t first, int64_t last) {
-    for (int64_t block = (first + 15) / 16; block < (last + 15) / 16; block++)
-        for (int64_t column = 0; column < columns; column += 32) {
-            __m512i row[16];
-            for (int lane = 0; lane < 16; lane++) {
-                int64_t at = block * 16 + lane < rows ? block * 16 + lane : rows - 1; /* padding is multiplied, and dropped */
-                __m512 s = _mm512_set1_ps(float_of(scale[at * (columns / group) + column / group], half));
-                row[lane] = pairs_at(packed + at * row_bytes + column * bits / 8, bits, s);
-            }
-            transpose(row);
-            for (int pair = 0; pair < 16; pair++)
-                _mm512_storeu_si512(out + ((block * columns + column) / 2 + pair) * 16, row[pair]);
+enum { PANEL_COLUMNS = 256, PANEL_TOKENS = 384 }; /* 32 and 96 KiB of a thread's stack, whatever the weight's size and the tokens */
+
+typedef struct {
+    const uint8_t *packed;
+    const uint16_t *scale;
+    int half;
+    int64_t columns, group, row_bytes, rows;
+} weight_t;
+
+/* Some columns of a block of 16 rows in pairs, dequantized and rounded to bfloat16: out [pairs][16]. */
+INLINE void block_of(const weight_t *w, int bits, int64_t block, int64_t from, int64_t to, uint32_t *out) {
+    for (int64_t column = from; column < to; column += 32) {
+        __m512i row[LANES];
+        for (int lane = 0; lane < LANES; lane++) {
+            int64_t at = block * LANES + lane < w->rows ? block * LANES + lane : w->rows - 1; /* padding is multiplied, and dropped */
+            __m512 s = _mm512_set1_ps(float_of(w->scale[at * (w->columns / w->group) + column / w->group], w->half));
+            row[lane] = pairs_at(w->packed + at * w->row_bytes + column * bits / 8, bits, s);
         }
+        transpose(row);
+        for (int pair = 0; pair < LANES; pair++) _mm512_storeu_si512(out + ((column - from) / 2 + pair) * LANES, row[pair]);
+    }
 }
 
-/* Rows of the weight in the layout of dense_kernel.c, dequantized and rounded to bfloat16; bits 4 or 8, group a multiple of 32. From
-   the block of 16 rows that begins at or after `first` to the one at or after `last`; block 0 goes to the start of `out`. */
-void unpack_pairs(const uint8_t *packed, const uint16_t *scale, int half, uint32_t *out, int64_t columns, int64_t group, int bits,
-                  int64_t row_bytes, int64_t rows, int64_t first, int64_t last) {
-    if (bits == 8) blocks_of(packed, scale, half, out, columns, group, 8, row_bytes, rows, first, last);
-    else blocks_of(packed, scale, half, out, columns, group, 4, row_bytes, rows, first, last);
+/* sums [token][block][16] += the products of some columns, so far in the order in which one sum would go. */
+INLINE void add_to(float *sums, const uint32_t *panel, int64_t pairs, const uint32_t *x, int64_t apart, int blocks, int together) {
+    __m512 sum[MOST_BLOCKS][TOGETHER];
+    for (int b = 0; b < blocks; b++)
+        for (int t = 0; t < together; t++) sum[b][t] = _mm512_loadu_ps(sums + (t * blocks + b) * LANES);
+    add_tile(panel, pairs, x, apart, blocks, together, sum);
+    for (int b = 0; b < blocks; b++)
+        for (int t = 0; t < together; t++) _mm512_storeu_ps(sums + (t * blocks + b) * LANES, sum[b][t]);
+}
+
+/* Some blocks of rows by at most PANEL_TOKENS tokens from `token` on. */
+INLINE void panel_of(const weight_t *w, int bits, const uint16_t *x, const output_t *out, int64_t block, int blocks, int64_t token,
+                     int64_t tokens) {
+    uint32_t panel[MOST_BLOCKS * PANEL_COLUMNS / 2 * LANES];
+    float sums[PANEL_TOKENS * MOST_BLOCKS * LANES];
+    memset(sums, 0, (size_t)(tokens * blocks * LANES) * sizeof *sums);
+    for (int64_t from = 0; from < w->columns; from += PANEL_COLUMNS) {
+        int64_t to = from + PANEL_COLUMNS < w->columns ? from + PANEL_COLUMNS : w->columns, pairs = (to - from) / 2;
+        const uint32_t *at = (const uint32_t *)(x + token * w->columns + from);
+        for (int b = 0; b < blocks; b++) block_of(w, bits, block + b, from, to, panel + b * pairs * LANES);
+#define ADD(t, together) add_to(sums + (t) * blocks * LANES, panel, pairs, at + (t) * w->columns / 2, w->columns / 2, blocks, together)
+        TILES(tokens, ADD);
+#undef ADD
+    }
+    for (int64_t t = 0; t < tokens; t++)
+        for (int b = 0; b < blocks; b++) put(out, token + t, (block + b) * LANES, _mm512_loadu_ps(sums + (t * blocks + b) * LANES));
+}
+
+INLINE void panels_of(const weight_t *w, int bits, const uint16_t *x, const output_t *out, int64_t tokens, int64_t first, int64_t last) {
+    int64_t block = (first + LANES - 1) / LANES, end = (last + LANES - 1) / LANES;
+    for (int blocks; block < end; block += blocks) {
+        blocks = end - block < MOST_BLOCKS ? 1 : MOST_BLOCKS;
+        for (int64_t token = 0; token < tokens; token += PANEL_TOKENS) {
+            int64_t some = tokens - token < PANEL_TOKENS ? tokens - token : PANEL_TOKENS;
+            if (blocks == 1) panel_of(w, bits, x, out, block, 1, token, some);
+            else panel_of(w, bits, x, out, block, MOST_BLOCKS, token, some);
+        }
+    }
+}
+
+/* y = x dequantized^T + bias for any number of tokens, x [tokens][columns] and y [tokens][rows] bfloat16, bias [rows] or NULL; bits 4 or
+   8, group a multiple of 32. Rows from the block that begins at or after `first` to the one at or after `last`. */
+void many_tokens(const uint8_t *packed, const uint16_t *scale, int half, const uint16_t *x, const uint16_t *bias, uint16_t *y,
+                 int64_t columns, int64_t group, int bits, int64_t row_bytes, int64_t rows, int64_t tokens, int64_t first, int64_t last) {
+    weight_t w = {packed, scale, half, columns, group, row_bytes, rows};
+    output_t out = {bias, y, rows};
+    if (bits == 8) panels_of(&w, 8, x, &out, tokens, first, last);
+    else panels_of(&w, 4, x, &out, tokens, first, last);
 }
 #endif

@@ -23,6 +23,7 @@ BITS = (3, 4, 8)
 FEW_TOKENS = {3: (24, 0), 4: (12, 2), 8: (8, 2)}
 HALVES = (torch.bfloat16, torch.float16)
 LEAST_ROWS = 256  # per thread: less is done before the others have started
+LEAST_UNPACKED = 32  # likewise, of rows that are unpacked in C without vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class PackedKernels:
                 *(_address(packed), _address(scale), c_int(scale.dtype == torch.float16), _address(out)),
                 *(c_int64(columns), c_int64(columns // scale.shape[1]), c_int(num_bits), c_int64(stride)),
             ),
+            LEAST_UNPACKED,
         )
         return out
 
@@ -111,6 +113,7 @@ def packed_kernels() -> PackedKernels | None:
     library.arrange.argtypes = (*[c_void_p] * 2, *[c_int64] * 3, c_int)
     if any(columns.values()):
         library.few_tokens_rounded.argtypes = (*[c_void_p] * 2, c_int, *[c_void_p] * 2, *[c_int64] * 2, c_int, *[c_int64] * 5)
+        library.many_tokens.argtypes = (*[c_void_p] * 2, c_int, *[c_void_p] * 3, *[c_int64] * 2, c_int, *[c_int64] * 5)
     return PackedKernels(library, columns)
 
 

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmpq.errors import QuantizationError
+from llmpq.pieces import panel_rows, piece_rows
 from llmpq.precision import Precision
 from llmpq.quantization.cuda_kernels import CardKernel, capability_of, card_kernel, int8_product, takes_int8
 from llmpq.quantization.dense_linear import use_dense_kernel
 from llmpq.quantization.int8_kernel import int8_kernel
 from llmpq.quantization.packed_kernels import PackedKernels, packed_kernels
 from llmpq.quantization.packing import is_packed, layout, unpack_codes
-from llmpq.quantization.panel_product import panel_product, scratch_rows
-from llmpq.quantization.rounding import QuantizedWeight, round_activation
+from llmpq.quantization.panel_product import panel_product
+from llmpq.quantization.rounding import QuantizedWeight, round_activation, round_by_pieces
 
 
 class QuantizedLinear(nn.Module):
@@ -23,10 +24,10 @@ class QuantizedLinear(nn.Module):
 
     Buffers have the names, types and shapes of the tensors on disk: weight_packed, weight_scale, weight_shape (weight-only)
     or weight, weight_scale (w8a8), and bias. They are empty until a state dict is loaded.
-    In fp32 the weight is dequantized per call: the reference. In 16 bits on CPU: weight-only by the packed kernels for few
-    tokens, unpacked into a buffer that all linears share for many; w8a8 by an int8 product once `prepare` was called. On CUDA:
-    w4a16 and w8a8 by torch's products where the card and the sizes allow it, w4a16 and w8a16 else by gptqmodel's where it is
-    installed, everything else dequantized per call.
+    In fp32 the weight is dequantized per call: the reference. In 16 bits on CPU: weight-only by the packed kernels, w8a8 by an
+    int8 product once `prepare` was called, and what no kernel takes some rows at a time (llmpq.pieces). On CUDA: w4a16 and
+    w8a8 by torch's products where the card and the sizes allow it, w4a16 and w8a16 else by gptqmodel's where it is installed,
+    everything else dequantized per call.
     """
 
     def __init__(
@@ -124,23 +125,50 @@ class QuantizedLinear(nn.Module):
         return (y if bias is None else y + bias).to(x.dtype, memory_format=torch.contiguous_format)
 
     def many_tokens(self, x: Tensor, kernels: PackedKernels) -> Tensor:
-        """x [tokens, in_features], bfloat16, by unpacking some rows, or all, for the dense product."""
-        packed, scale, bits = self.get_buffer("weight_packed"), self.get_buffer("weight_scale"), self.precision.num_bits
-        bias, panels = self._buffers["bias"], panel_product(kernels, bits, self._group, x.dtype)
-        if panels is not None:
-            scratch = _scratch.weight(scratch_rows(self.out_features), self.in_features)
-            return panels.product(x, packed, scale, bits, bias, scratch)
-        weight = kernels.unpack(packed, scale, bits, _scratch.weight(self.out_features, self.in_features))
-        return functional.linear(x, weight, bias)
+        """x [tokens, in_features], bfloat16, by unpacking some rows at a time for the dense product."""
+        panels = panel_product(kernels, self.precision.num_bits, self._group, x.dtype)
+        if panels is None:
+            return self._in_panels(x, kernels)
+        packed, scale = self.get_buffer("weight_packed"), self.get_buffer("weight_scale")
+        return panels.product(x, packed, scale, self.precision.num_bits, self._buffers["bias"])
 
     def _by_definition(self, x: Tensor) -> Tensor:
-        x = round_activation(x, self.precision)
+        if x.device.type == "cpu" and x.dtype != torch.float32:
+            return self._in_panels(round_by_pieces(x, self.precision), None)
+        weight = self._codes(slice(None)).dequantize(x.dtype)
+        return functional.linear(round_activation(x, self.precision), weight, self._buffers["bias"])
+
+    def _in_panels(self, x: Tensor, kernels: PackedKernels | None) -> Tensor:
+        """Some rows of the weight are unpacked at a time, into a buffer that all linears share."""
+        together, bias = panel_rows(self.out_features, self.in_features), self._buffers["bias"]
+        panel = _scratch.panel(together, self.in_features, x.dtype)
+        if together == self.out_features:
+            return functional.linear(x, self._unpacked(slice(0, together), panel, kernels), bias)
+        y = x.new_empty(len(x), self.out_features)
+        for first in range(0, self.out_features, together):
+            rows = slice(first, min(first + together, self.out_features))
+            weight = self._unpacked(rows, panel, kernels)
+            y[:, rows] = functional.linear(x, weight, None if bias is None else bias[rows])
+        return y
+
+    def _unpacked(self, rows: slice, panel: Tensor, kernels: PackedKernels | None) -> Tensor:
+        """Rows of the dequantized weight, rounded once, in the panel; without kernels fp32 is in between, piece by piece."""
+        out = panel[: rows.stop - rows.start]
+        if kernels is not None:
+            packed, scale = self.get_buffer("weight_packed")[rows], self.get_buffer("weight_scale")[rows]
+            return kernels.unpack(packed, scale, self.precision.num_bits, out)
+        together = piece_rows(*out.shape)
+        for first, to in zip(range(rows.start, rows.stop, together), torch.split(out, together)):
+            to.copy_(self._codes(slice(first, first + len(to))).dequantize(out.dtype))
+        return out
+
+    def _codes(self, rows: slice) -> QuantizedWeight:
+        scale = self.get_buffer("weight_scale")[rows]
         if is_packed(self.precision):
-            codes = unpack_codes(self.get_buffer("weight_packed"), self.precision.num_bits, self.in_features)
+            codes = unpack_codes(self.get_buffer("weight_packed")[rows], self.precision.num_bits, self.in_features)
         else:
-            codes = self.get_buffer("weight")
-        weight = QuantizedWeight(self.precision, codes, self.get_buffer("weight_scale")).dequantize(x.dtype)
-        return functional.linear(x, weight, self._buffers["bias"])
+            codes = self.get_buffer("weight")[rows]
+        return QuantizedWeight(self.precision, codes, scale)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, precision={self.precision.name}"
@@ -157,21 +185,22 @@ def prepare_linears(module: nn.Module) -> None:
 
 
 def forget_scratch() -> None:
-    """Let go of this thread's buffer of unpacked weights; the next linear that needs one allocates it anew."""
+    """Let go of this thread's buffer of unpacked rows; the next linear that needs one allocates it anew."""
     _scratch.buffer = torch.empty(0, dtype=torch.bfloat16)
 
 
 class _Scratch(threading.local):
-    """One buffer per thread, as large as the largest weight that was unpacked into it."""
+    """One buffer per thread, as large as the largest panel that was unpacked into it."""
 
     def __init__(self) -> None:
         self.buffer = torch.empty(0, dtype=torch.bfloat16)
 
-    def weight(self, rows: int, columns: int) -> Tensor:
+    def panel(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """dtype: of 16 bits."""
         if self.buffer.numel() < rows * columns:
             self.buffer = torch.empty(0, dtype=torch.bfloat16)  # before there is a larger one
             self.buffer = torch.empty(rows * columns, dtype=torch.bfloat16)
-        return self.buffer[: rows * columns].view(rows, columns)
+        return self.buffer[: rows * columns].view(dtype).view(rows, columns)
 
 
 _scratch = _Scratch()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmpq.errors import QuantizationError
+from llmpq.pieces import piece_rows
 from llmpq.precision import Precision
 from llmpq.quantization.grids import FP8_LARGEST, code_dtype, edge, nearest
 
@@ -90,6 +91,16 @@ def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale).round_().clamp_(-128, 127), scale
 
 
+def codes_by_pieces(x: Tensor, codes: Tensor, zero_point: int) -> Tensor:
+    """The same codes of x [tokens, columns] plus `zero_point` into `codes`, uint8; returns the scales, [tokens, 1] fp32."""
+    scale, together = torch.empty(len(x), 1, dtype=torch.float32), piece_rows(*x.shape)
+    for some, to, of_some in zip(torch.split(x, together), torch.split(codes, together), torch.split(scale, together)):
+        found, step = activation_codes(some)
+        to.copy_(found.add_(zero_point))
+        of_some.copy_(step)
+    return scale
+
+
 def quantize_activation_fp8(x: Tensor) -> Tensor:
     """`x` rounded to e4m3, one dynamic scale per token, absmax / 448 in fp32, in x's dtype."""
     largest = x.abs().amax(dim=-1, keepdim=True).to(torch.float32)
@@ -103,6 +114,16 @@ def round_activation(x: Tensor, precision: Precision) -> Tensor:
     if precision.activation_bits >= 16:
         return x
     return quantize_activation_fp8(x) if precision.kind == "fp8" else quantize_activation_per_token(x)
+
+
+def round_by_pieces(x: Tensor, precision: Precision) -> Tensor:
+    """The same of x [tokens, columns], of which little is wide at a time."""
+    if precision.activation_bits >= 16:
+        return x
+    rounded, together = torch.empty_like(x), piece_rows(*x.shape)
+    for some, to in zip(torch.split(x, together), torch.split(rounded, together)):
+        to.copy_(round_activation(some, precision))
+    return rounded
 
 
 def round_inputs(precision: Precision) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

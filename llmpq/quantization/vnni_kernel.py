@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from llmpq.native import load_library
+from llmpq.pieces import product_tokens
 from llmpq.quantization.packed_kernels import over_rows
-from llmpq.quantization.rounding import activation_codes
+from llmpq.quantization.rounding import codes_by_pieces
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-fno-math-errno")
@@ -39,30 +40,32 @@ class VnniKernel:
 
         The rounding of `quantize_activation_per_token`; the sum of products is exact.
         """
-        (tokens, columns), rows = x.shape, len(scale)
         codes, steps = self._rounded(x)
-        wide = x.dtype != torch.bfloat16
-        y = torch.empty(tokens, rows, dtype=torch.float32 if wide else torch.bfloat16)
-        tensors = (
-            *(prepacked.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), scale.dtype == torch.float16),
-            *(codes.data_ptr(), steps.data_ptr(), y.data_ptr(), wide),
-        )
+        weight = (prepacked.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), scale.dtype == torch.float16)
+        y = torch.empty(len(x), len(scale), dtype=x.dtype)
+        if x.dtype == torch.bfloat16:
+            return self._multiply(weight, codes, steps, x.shape[1], y)
+        together = product_tokens(len(scale))
+        for some, of_some, to in zip(torch.split(codes, together), torch.split(steps, together), torch.split(y, together)):
+            to.copy_(self._multiply(weight, some, of_some, x.shape[1], torch.empty(to.shape, dtype=torch.float32)))
+        return y
+
+    def _multiply(self, weight: tuple[int | None, ...], codes: Tensor, steps: Tensor, columns: int, y: Tensor) -> Tensor:
+        """Into y [tokens, rows], bfloat16 or fp32."""
+        tokens, rows = y.shape
+        tensors = (*weight, codes.data_ptr(), steps.data_ptr(), y.data_ptr(), y.dtype != torch.bfloat16)
         over_rows(rows, partial(self.library.int8_product, *tensors, rows, columns, tokens))
-        return y.to(x.dtype)
+        return y
 
     def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes + 128 [tokens, columns padded to 4] uint8, and the step of every token."""
         tokens, columns = x.shape
-        padded = -(-columns // QUAD) * QUAD
+        codes = torch.empty(tokens, -(-columns // QUAD) * QUAD, dtype=torch.uint8)
         if x.dtype == torch.bfloat16:
-            x = x.contiguous()
-            codes, steps = torch.empty(tokens, padded, dtype=torch.uint8), torch.empty(tokens, dtype=torch.float32)
+            x, steps = x.contiguous(), torch.empty(tokens, dtype=torch.float32)
             self.library.round_tokens(x.data_ptr(), codes.data_ptr(), steps.data_ptr(), tokens, columns, TINY)
             return codes, steps
-        found, step = activation_codes(x)
-        shifted = torch.full((tokens, padded), ZERO_POINT, dtype=torch.uint8)
-        shifted[:, :columns] = found.add_(ZERO_POINT).to(torch.uint8)
-        return shifted, step.flatten()
+        return codes, codes_by_pieces(x, codes.fill_(ZERO_POINT)[:, :columns], ZERO_POINT).flatten()
 
 
 @cache
