@@ -1,6 +1,9 @@
 """Measuring: grids, resuming, time limits, probes of the demo model, and the two commands."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from itertools import count
@@ -184,9 +187,34 @@ def test_a_profile_beside_another_process_has_the_same_sizes_again(subject: Subj
     found = measure_beside(alone, subject, TWO[:1], extent, "demo", kept.append)
     assert [point.key for point in found.beside] == [point.key for point in alone.points]
     assert (found.points, kept[-1]) == (alone.points, found)
-    assert found.busy().points == found.beside
+    assert found.busy.points == found.beside
     again = measure_beside(found, subject, TWO[:1], extent, "demo", kept.append)
     assert again == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with the one that started it")
+def test_the_process_beside_ends_with_the_one_that_was_killed() -> None:
+    code = (
+        "import subprocess, time\nfrom llmpq.precision import PRECISIONS\nfrom llmpq.profiling import neighbour\n"
+        "start, started = subprocess.Popen, []\n"
+        "subprocess.Popen = lambda *args, **given: started.append(start(*args, **given)) or started[0]\n"
+        "with neighbour.busy_neighbour('demo', PRECISIONS['16']):\n    print(started[0].pid, flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        beside = int(process.stdout.readline())
+        assert is_alive(beside)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while is_alive(beside) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(beside)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie that nobody has reaped yet has ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_what_a_model_takes_beside_another_process_is_asked_of_a_cpu_and_a_model_with_a_name(tmp_path: Path) -> None:

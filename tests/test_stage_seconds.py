@@ -97,7 +97,7 @@ def test_a_device_with_a_host_of_its_own_is_slowed_by_none() -> None:
     here, there = two_cpus().devices
     measured = shared_host()
     pair = (here, replace(there, host="another"))
-    assert by_device(measured, pair, pair, at_once=True) == (measured.alone(),) * 2
-    assert by_device(measured, (here,), (here, there), at_once=True) == (measured.busy(),)
-    assert by_device(measured, (here,), (here, there), at_once=False) == (measured.alone(),)
+    assert by_device(measured, pair, pair, at_once=True) == (measured.alone,) * 2
+    assert by_device(measured, (here,), (here, there), at_once=True) == (measured.busy,)
+    assert by_device(measured, (here,), (here, there), at_once=False) == (measured.alone,)
     assert by_device(profile(), (here,), (here, there), at_once=True) == (profile(),)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:N (not yet run on a GPU).")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of this device.")
 @click.option("--link/--no-link", default=True, help="Also measure messages between two processes of this machine.")
-@click.option("--beside", is_flag=True, help="Also while another process computes, as stages on the CPU of one host do.")
+@click.option("--beside", is_flag=True, help="Also while another process computes, as stages of one host do; as long again.")
 @click.option("--out", "-o", "out", type=OutputFile(), help="The file; profile.json by default.")
 @output_options
 def command(

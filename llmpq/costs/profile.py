@@ -104,10 +104,12 @@ class Profile:
         )
         return replace(self, points=points, beside=beside)
 
+    @cached_property
     def alone(self) -> "Profile":
         """Of a device that nothing else of its host slows down."""
-        return replace(self, beside=())
+        return replace(self, beside=()) if self.beside else self
 
+    @cached_property
     def busy(self) -> "Profile":
         """Of a device while another of its host computes too; itself where that was not measured."""
         return replace(self, points=self.beside, beside=()) if self.beside else self
@@ -143,8 +145,7 @@ def by_device(
     hosts = Counter(device.host for device in cluster)
     if profile is None or not profile.beside:
         return (profile,) * len(devices)
-    alone, busy = profile.alone(), profile.busy()
-    return tuple(busy if at_once and hosts[device.host] > 1 else alone for device in devices)
+    return tuple(profile.busy if at_once and hosts[device.host] > 1 else profile.alone for device in devices)
 
 
 def profile_of_dtype(profile: Profile | None, compute_dtype: ComputeDtype) -> Profile | None:

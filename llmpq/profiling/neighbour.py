@@ -1,5 +1,6 @@
 """Neighbour: a second process of this machine that computes as another stage would while a device is measured."""
 
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from llmpq.profiling.measure import Keep, Progress
 from llmpq.profiling.probe import Probe, Subject
 from llmpq.profiling.profiler import measure_points, subject_of
 from llmpq.profiling.sizes import Extent
+from llmpq.runtime.launcher import LAUNCHER, end_with_launcher
 
 PROCESS = "from llmpq.profiling.neighbour import work; work({model!r}, {precision!r}, {threads})"
 READY = "at work"
@@ -54,7 +56,7 @@ def _of_precision(
     def with_points(taken: Profile) -> Profile:
         return replace(profile, beside=taken.points)
 
-    begun = replace(profile.alone(), points=profile.beside)
+    begun = replace(profile.alone, points=profile.beside)
     with busy_neighbour(model, precision):
         return with_points(measure_points(begun, subject, (precision,), extent, lambda taken: keep(with_points(taken)), progress))
 
@@ -63,7 +65,10 @@ def _of_precision(
 def busy_neighbour(model: str, precision: Precision) -> Iterator[None]:
     """It prefills and decodes with random weights of that model until the end. Raises BackendError when it does not begin."""
     code = PROCESS.format(model=model, precision=precision.name, threads=torch.get_num_threads())
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {LAUNCHER: str(os.getpid())}  # it ends with this process, and is not interrupted by its Ctrl-C
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != READY:
@@ -76,6 +81,7 @@ def busy_neighbour(model: str, precision: Precision) -> Iterator[None]:
 
 def work(model: str, precision: str, threads: int) -> None:
     """Until the process is ended."""
+    end_with_launcher()
     torch.set_num_threads(threads)
     probe = Probe(subject_of(resolve(model, weights=False), "cpu"), PRECISIONS[precision])
     print(READY, flush=True)

@@ -28,7 +28,7 @@ def joined(module: str, *arguments: int) -> Iterator[None]:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     code = SECOND.format(port=port, module=module, arguments=arguments)
-    other = subprocess.Popen([sys.executable, "-c", code])
+    other = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)  # Ctrl-C is for this process
     try:
         _join(port, 0)
         yield

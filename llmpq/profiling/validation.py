@@ -137,7 +137,7 @@ def compare(
     for stage in stages.values():
         stage.counts = False
     run = replace(run_job(job, spec, stages, clock), live_bytes=live_bytes)
-    profile = profile_of_dtype(profile.alone() if profile else None, plan.compute_dtype)  # stages take turns here
+    profile = profile_of_dtype(profile.alone if profile else None, plan.compute_dtype)  # stages take turns here
     precisions = parse_options(tuple(dict.fromkeys(plan.options)))
     provenance = latency_provenance(plan.cluster.devices, precisions, "local", graph, profile)
     band = profile.band if profile is not None and provenance.startswith("measured") else UNMEASURED_BAND

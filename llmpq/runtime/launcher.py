@@ -18,6 +18,7 @@ from llmpq.errors import BackendError, PeerError
 
 _GRACE_S = 5.0  # assumed: what an interrupted stage may take to leave, and a cause to show up behind its consequences
 _INTERRUPTED = 130
+LAUNCHER = "LLMPQ_LAUNCHER"  # environment variable: the process with which another ends
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -77,7 +78,7 @@ def launch(command: Sequence[str], num_stages: int, name_of: Callable[[int], str
 
 def end_with_launcher() -> None:
     """In a stage's process: be killed when the launcher dies, even by SIGKILL (Linux; elsewhere a lost neighbour ends it)."""
-    launcher = os.environ.get("LLMPQ_LAUNCHER")
+    launcher = os.environ.get(LAUNCHER)
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -135,7 +136,7 @@ def _environment(stage: int, num_stages: int, port: int) -> dict[str, str]:
     if sys.platform == "linux":
         defaults["GLOO_SOCKET_IFNAME"] = "lo"  # all stages are on this machine, whatever its host name resolves to
     given = {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return defaults | dict(os.environ) | given | {"LLMPQ_LAUNCHER": str(os.getpid())}
+    return defaults | dict(os.environ) | given | {LAUNCHER: str(os.getpid())}
 
 
 def free_port() -> int:
